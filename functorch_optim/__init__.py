@@ -1,0 +1,38 @@
+"""torch.optim for JAX: pure pairs over pytrees, schedules as functions, a stateful layer."""
+
+from functorch_optim.algorithms.adam import AdamState, adam, adamw
+from functorch_optim.algorithms.sgd import SGDState, sgd
+from functorch_optim.base import EmptyState, GradientTransformation, Schedule
+from functorch_optim.combine import chain
+from functorch_optim.leaves import apply_updates
+from functorch_optim.schedules import (
+    constant_lr,
+    cosine_annealing_lr,
+    linear_lr,
+    sequential_lr,
+)
+from functorch_optim.transforms.clipping import clip_by_global_norm, global_norm
+from functorch_optim.transforms.scaling import scale, scale_by_schedule
+from functorch_optim.transforms.weight_decay import add_decayed_weights
+
+__all__ = [
+    "AdamState",
+    "EmptyState",
+    "GradientTransformation",
+    "SGDState",
+    "Schedule",
+    "adam",
+    "adamw",
+    "add_decayed_weights",
+    "apply_updates",
+    "chain",
+    "clip_by_global_norm",
+    "constant_lr",
+    "cosine_annealing_lr",
+    "global_norm",
+    "linear_lr",
+    "scale",
+    "scale_by_schedule",
+    "sequential_lr",
+    "sgd",
+]

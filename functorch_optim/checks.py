@@ -1,0 +1,56 @@
+"""Checks of hyperparameters that several algorithms share, in torch's words.
+
+Only plain numbers are checked: the value of an array or of a schedule is not known yet.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from functorch_optim.scalars import is_number
+
+
+def kind(name: str, value: Any) -> None:
+    """Raises TypeError unless value is a number, an array or a schedule."""
+    if not (is_number(value) or isinstance(value, jax.Array | np.ndarray) or callable(value)):
+        raise TypeError(
+            f"{name} should be a number, an array or a schedule (a function of the step count), "
+            f"but got {value!r} of type {type(value).__name__}"
+        )
+
+
+def number_or_array(name: str, value: Any) -> None:
+    """Raises TypeError for what has no value of its own, where no step count is at hand."""
+    if callable(value):
+        raise TypeError(f"{name} should be a number or an array, but got {value!r}")
+    kind(name, value)
+
+
+def at_least_zero(name: str, value: Any, message: str) -> None:
+    """Raises ValueError(message) for a number below 0 or NaN."""
+    kind(name, value)
+    if is_number(value) and not value >= 0.0:
+        raise ValueError(f"{message}: {value}")
+
+
+def learning_rate(lr: Any) -> None:
+    """torch's checks of lr: one element, not below 0, not NaN."""
+    one_element("lr", lr)
+    at_least_zero("lr", lr, "Invalid learning rate")
+
+
+def one_element(name: str, value: Any) -> None:
+    """Raises ValueError for an array of several elements."""
+    if isinstance(value, jax.Array | np.ndarray) and value.size != 1:
+        raise ValueError(f"Tensor {name} must be 1-element")
+
+
+def betas(values: Any) -> None:
+    """torch's checks of the coefficients of the running averages: in [0, 1)."""
+    for index, beta in enumerate(values):
+        kind(f"betas[{index}]", beta)
+        if is_number(beta) and not 0.0 <= beta < 1.0:
+            raise ValueError(f"Invalid beta parameter at index {index}: {beta}")

@@ -1,0 +1,205 @@
+"""The one place that visits leaves: how trees are walked, and what a leaf's dtype means.
+
+Conventions, for every pair of the library:
+
+- `None` is a leaf. A leaf without a gradient (`None`, or float0 as `jax.grad` gives for integers)
+  and a leaf that is not floating point is skipped: its update is `None`, its state is untouched.
+- Arithmetic is done in the leaf's own dtype; float16 and bfloat16 are computed in float32.
+- A complex leaf is computed as pairs of reals, `(..., 2)`, as torch does.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Leaves = list[Any]
+T = TypeVar("T")
+
+
+def is_sparse(x: Any) -> bool:
+    """Whether x is a sparse array of `jax.experimental.sparse` (told without importing it)."""
+    return hasattr(x, "todense") and hasattr(x, "indices")
+
+
+def is_leaf(x: Any) -> bool:
+    """What is a leaf besides arrays: `None`, and a sparse array as a whole."""
+    return x is None or is_sparse(x)
+
+
+def flatten(tree: Any) -> tuple[Leaves, jax.tree_util.PyTreeDef]:
+    """The leaves and the structure of a tree, `None` being a leaf."""
+    return jax.tree.flatten(tree, is_leaf=is_leaf)
+
+
+def flatten_like(
+    tree: Any, treedef: jax.tree_util.PyTreeDef, name: str, reference: str = "params"
+) -> Leaves:
+    """The leaves of `tree`, one for each leaf of `treedef`.
+
+    Raises:
+      TypeError: the structures differ; the message names the first differing path.
+    """
+    try:
+        leaves = treedef.flatten_up_to(tree)
+    except (ValueError, TypeError):
+        _raise_structures_differ(tree, treedef, name, reference)
+    if not jax.tree_util.all_leaves(leaves, is_leaf):
+        _raise_structures_differ(tree, treedef, name, reference)
+    return leaves
+
+
+def _raise_structures_differ(
+    tree: Any, treedef: jax.tree_util.PyTreeDef, name: str, reference: str
+) -> NoReturn:
+    expected = jax.tree.unflatten(treedef, [0] * treedef.num_leaves)
+    wanted = [path for path, _ in jax.tree_util.tree_flatten_with_path(expected)[0]]
+    found = [path for path, _ in jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)[0]]
+    for path in wanted:
+        if path not in found:
+            raise TypeError(
+                f"{name} and {reference} differ in structure: {reference} has a leaf at "
+                f"{keystr(path)}, {name} has none there"
+            )
+    for path in found:
+        if path not in wanted:
+            raise TypeError(
+                f"{name} and {reference} differ in structure: {name} has a leaf at "
+                f"{keystr(path)}, {reference} has none there"
+            )
+    raise TypeError(
+        f"{name} and {reference} differ in structure: the containers are of different types. "
+        f"{reference}: {treedef}; {name}: {jax.tree.structure(tree, is_leaf=is_leaf)}"
+    )
+
+
+def keystr(path: Any) -> str:
+    """A path for a message; the root of a bare array has no keys."""
+    return jax.tree_util.keystr(path) or "the root"
+
+
+def path_of(treedef: jax.tree_util.PyTreeDef, index: int) -> str:
+    """The path of a tree's leaf, for a message."""
+    numbered = jax.tree.unflatten(treedef, range(treedef.num_leaves))
+    return keystr(jax.tree_util.tree_flatten_with_path(numbered)[0][index][0])
+
+
+def check_shapes(
+    leaves: Leaves,
+    references: Leaves,
+    treedef: jax.tree_util.PyTreeDef,
+    name: str,
+    reference: str = "params",
+) -> None:
+    """Raises ValueError naming the first leaf whose shape is not its reference's."""
+    for index, (leaf, wanted) in enumerate(zip(leaves, references, strict=True)):
+        if leaf is None or wanted is None or is_float0(leaf):
+            continue
+        if np.shape(leaf) != np.shape(wanted):
+            raise ValueError(
+                f"{name} and {reference} differ in shape at {path_of(treedef, index)}: "
+                f"{reference} has {np.shape(wanted)}, {name} has {np.shape(leaf)}"
+            )
+
+
+def is_float0(x: Any) -> bool:
+    """Whether x is the gradient that JAX gives an integer."""
+    return getattr(x, "dtype", None) == jax.dtypes.float0
+
+
+def has_no_update(x: Any) -> bool:
+    """Whether a leaf is skipped: nothing there, or not floating point."""
+    if x is None or is_float0(x):
+        return True
+    dtype = x.dtype if hasattr(x, "dtype") else jnp.result_type(x)
+    return not jnp.issubdtype(dtype, jnp.inexact)
+
+
+def map_updates(function: Any, updates: Any, *rest: Any, name: str = "updates") -> Any:
+    """`function(update, *rest leaves)` for every update that is not skipped; `None` for the others.
+
+    The trees in `rest` (params, say) must have the structure of `updates`, or more leaves where
+    an update is `None`.
+    """
+    leaves, treedef = flatten(updates)
+    others = [flatten_like(tree, treedef, "params", name) for tree in rest]
+    mapped = [
+        None if has_no_update(leaf) else function(leaf, *(other[i] for other in others))
+        for i, leaf in enumerate(leaves)
+    ]
+    return jax.tree.unflatten(treedef, mapped)
+
+
+def real_dtype(dtype: Any) -> np.dtype:
+    """The real dtype in which a leaf of this dtype is computed: float32 or float64."""
+    return np.dtype(np.float64 if jnp.finfo(dtype).bits == 64 else np.float32)
+
+
+def widest(*dtypes: Any) -> np.dtype:
+    """The dtype in which leaves of these dtypes are computed together."""
+    wide = max(map(real_dtype, dtypes), key=lambda dtype: dtype.itemsize)
+    if any(jnp.issubdtype(dtype, jnp.complexfloating) for dtype in dtypes):
+        return np.result_type(wide, np.complex64)
+    return wide
+
+
+def to_real(x: jax.Array, dtype: Any) -> jax.Array:
+    """x as reals of this dtype; a complex x gets a last axis (real, imaginary)."""
+    if jnp.iscomplexobj(x):
+        x = jnp.stack([jnp.real(x), jnp.imag(x)], axis=-1)
+    return x.astype(dtype)
+
+
+def from_real(x: jax.Array, dtype: Any) -> jax.Array:
+    """The inverse of `to_real`: x in this dtype, the last axis taken in when it is complex."""
+    if jnp.issubdtype(dtype, jnp.complexfloating):
+        return jax.lax.complex(x[..., 0], x[..., 1]).astype(dtype)
+    return x.astype(dtype)
+
+
+def scale(updates: Any, factor: Any) -> Any:
+    """Every update times a number or a 0-d array, computed in float32 at least."""
+
+    def scaled(update: Any) -> jax.Array:
+        update = jnp.asarray(update)
+        dtype = real_dtype(update.dtype)
+        return from_real(to_real(update, dtype) * jnp.asarray(factor, dtype), update.dtype)
+
+    return map_updates(scaled, updates)
+
+
+def add(p: Any, update: Any) -> jax.Array:
+    """`p + update` in p's dtype, computed in the wider of the two and rounded once."""
+    p = jnp.asarray(p)
+    update = jnp.asarray(update)
+    if p.dtype == update.dtype:
+        return p + update
+    dtype = widest(p.dtype, update.dtype)
+    return (p.astype(dtype) + update.astype(dtype)).astype(p.dtype)
+
+
+def apply_updates(params: T, updates: Any) -> T:
+    """Adds updates to parameters.
+
+    Args:
+      params: a tree of arrays.
+      updates: a tree of the same structure and shapes; where it has `None` the parameter stays.
+
+    Returns:
+      The new parameters, each in its own dtype: the sum is taken in the wider dtype of the two
+      and rounded once.
+
+    Raises:
+      TypeError: the structures differ. ValueError: two shapes differ. Both name the first path.
+    """
+    leaves, treedef = flatten(params)
+    changes = flatten_like(updates, treedef, "updates")
+    check_shapes(changes, leaves, treedef, "updates")
+    new = [
+        p if p is None or u is None or is_float0(u) else add(p, u)
+        for p, u in zip(leaves, changes, strict=True)
+    ]
+    return jax.tree.unflatten(treedef, new)

@@ -1,0 +1,309 @@
+"""From the math of one leaf to a pair over pytrees.
+
+An algorithm is a `Rule`: how a leaf's buffers start, which numbers a step needs, and what a step
+does to one leaf. All that is common to algorithms lives here and nowhere else: walking the tree,
+schedules, `maximize`, weight decay, dtypes, complex numbers, and the cache of equal pairs.
+
+The numbers reach the leaf as arguments (`Scalars`), never as constants, so that the leaf function
+of an algorithm is traced once per shape for every configuration, and so that the stateful layer
+can compute them on the host in double and change them without recompiling.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from types import SimpleNamespace
+from typing import Any, NamedTuple, ParamSpec, Protocol, cast
+
+import jax
+import jax.numpy as jnp
+
+from functorch_optim import leaves
+from functorch_optim.base import GradientTransformation, Params, Scalar, State, value_equal
+from functorch_optim.scalars import as_float, is_number
+
+P = ParamSpec("P")
+Buffers = tuple[Any, ...]
+
+
+@jax.tree_util.register_pytree_node_class
+class Scalars:
+    """The numbers of one step, by name.
+
+    A pytree whose leaves are the numbers. A number that is `None` is absent, and `flags` are part
+    of the structure: both select code when a leaf is traced.
+    """
+
+    def __init__(self, flags: Mapping[str, Any] | None = None, **numbers: Any):
+        self._flags = dict(flags or {})
+        self._numbers = numbers
+        self.__dict__.update(self._flags, **numbers)
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"no scalar is called {name!r}; there are {[*self._numbers]}")
+
+    def with_(self, flags: Mapping[str, Any], **numbers: Any) -> Scalars:
+        return Scalars({**self._flags, **flags}, **{**self._numbers, **numbers})
+
+    def tree_flatten(self) -> tuple[tuple[Any, ...], Any]:
+        return tuple(self._numbers.values()), (
+            tuple(self._numbers),
+            tuple(self._flags.items()),
+        )
+
+    @classmethod
+    def tree_unflatten(cls, aux: Any, numbers: tuple[Any, ...]) -> Scalars:
+        names, flags = aux
+        return cls(dict(flags), **dict(zip(names, numbers, strict=True)))
+
+
+class TorchClass(NamedTuple):
+    """The face of an algorithm in torch.optim.
+
+    Attributes:
+      name: the class.
+      arguments: its constructor's arguments after `params`, in order, `*` where they become
+        keyword-only. Those that the pure factory lacks are flags that select nothing here.
+      keys: the order of the hyperparameters in `param_groups`.
+    """
+
+    name: str
+    arguments: str
+    keys: str
+
+
+class Rule(NamedTuple):
+    """The math of an algorithm, for one leaf.
+
+    Attributes:
+      state: the NamedTuple of the pair's state: `step`, then the `carried` numbers, then the
+        buffers, under torch's names.
+      init: `init(p, h) -> buffers`, a tuple in the order of `state`, `None` where not needed.
+      scalars: `scalars(t, h, *carried) -> Scalars` for update number t = 1, 2, ...; arithmetic on
+        numbers with the helpers of `scalars.py`. `h` holds the hyperparameters by name.
+      leaf: `leaf(g, p, buffers, s) -> (update, buffers)`, all real arrays of one dtype. `g` has
+        `maximize` and coupled weight decay in it already. `p` is `None` where the caller has none.
+      sparse_error: torch's words for a sparse gradient, or `None` where it is accepted.
+      torch_has_step: whether torch's state has a `step`.
+      needs_params: why the leaf reads the parameter, for the error when it is missing.
+      decoupled: decay is decoupled unless `h.decoupled_weight_decay` says otherwise.
+      carried: numbers besides `step` that pass from step to step; `Scalars` holds the new ones
+        under the same names.
+      start: `start(h)` gives the first values of the carried numbers.
+    """
+
+    state: Any
+    init: Callable[[jax.Array, SimpleNamespace], Buffers]
+    scalars: Callable[..., Scalars]
+    leaf: Callable[[jax.Array, jax.Array | None, Buffers, Scalars], tuple[jax.Array, Buffers]]
+    sparse_error: str | None
+    torch_has_step: bool = True
+    needs_params: str | None = None
+    decoupled: bool = False
+    carried: tuple[str, ...] = ()
+    start: Callable[[SimpleNamespace], tuple[Any, ...]] = lambda h: ()
+
+    @property
+    def buffers(self) -> tuple[str, ...]:
+        """The names of the per-parameter buffers."""
+        return self.state._fields[1 + len(self.carried) :]
+
+
+class Factory(Protocol[P]):
+    """A lower-case algorithm: `adam(lr=1e-3, ...) -> GradientTransformation`."""
+
+    rule: Rule
+    fixed: Mapping[str, Any]
+    torch: TorchClass
+    __name__: str
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> GradientTransformation: ...
+
+
+def per_leaf(
+    rule: Rule, torch: TorchClass, **fixed: Any
+) -> Callable[[Callable[P, None]], Factory[P]]:
+    """Makes a factory of pairs from a rule and a function that checks hyperparameters.
+
+    The decorated function gives the factory its name, signature and docstring; its body raises
+    for bad values. `fixed` are hyperparameters that the factory does not let the user choose.
+    """
+
+    def decorate(check: Callable[P, None]) -> Factory[P]:
+        signature = inspect.signature(check)
+        build = value_equal(functools.partial(_build, rule, check.__name__))
+
+        @functools.wraps(check)
+        def factory(*args: P.args, **kwargs: P.kwargs) -> GradientTransformation:
+            check(*args, **kwargs)
+            bound = signature.bind(*args, **kwargs)
+            bound.apply_defaults()
+            return build(**{k: _frozen(v) for k, v in bound.arguments.items()}, **fixed)
+
+        factory.rule = rule  # type: ignore[attr-defined]  # a function with the Factory's fields
+        factory.fixed = fixed  # type: ignore[attr-defined]
+        factory.torch = torch  # type: ignore[attr-defined]
+        return cast(Factory[P], factory)
+
+    return decorate
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _build(rule: Rule, name: str, **hyperparameters: Any) -> GradientTransformation:
+    def init(params: Params) -> State:
+        h = hyperparameters_at(hyperparameters, jnp.zeros((), jnp.int32))
+        ps, treedef = leaves.flatten(params)
+        buffers = [init_leaf(rule, p, h) for p in ps]
+        carried = [jnp.asarray(x, jnp.float32) for x in rule.start(h)]
+        return _state(rule, jnp.zeros((), jnp.float32), carried, buffers, treedef)
+
+    def update(
+        grads: Params, state: Any, params: Params | None = None, **extra: Any
+    ) -> tuple[Params, State]:
+        step = jnp.asarray(state.step, jnp.float32)
+        h = hyperparameters_at(hyperparameters, step.astype(jnp.int32))
+        carried = state[1 : 1 + len(rule.carried)]
+        s = step_scalars(rule, h, as_float(step) + 1, carried)
+        if params is None:
+            _check_params_not_needed(rule, name, s)
+        gs, ps, buffers, treedef = _aligned(rule, grads, state, params)
+        updates: list[Any] = [None] * len(gs)
+        for i, g in enumerate(gs):
+            if leaves.has_no_update(g) or (params is not None and leaves.has_no_update(ps[i])):
+                continue
+            g = _dense(rule, g)
+            update, new = step_leaf(rule.leaf, g, ps[i], buffers[i], s)
+            updates[i] = update.astype(g.dtype if ps[i] is None else jnp.result_type(ps[i]))
+            buffers[i] = new
+        carried = [jnp.asarray(getattr(s, name)).astype(jnp.float32) for name in rule.carried]
+        return treedef.unflatten(updates), _state(rule, step + 1, carried, buffers, treedef)
+
+    return GradientTransformation(init, update)
+
+
+def _state(rule: Rule, step: Scalar, carried: list[Any], buffers: list[Buffers], treedef: Any):
+    """One tree of the params' structure per buffer; `None` for a buffer that no leaf has."""
+    trees = []
+    for column in range(len(rule.buffers)):
+        values = [leaf[column] for leaf in buffers]
+        absent = all(value is None for value in values)
+        trees.append(None if absent else treedef.unflatten(values))
+    return rule.state(step, *carried, *trees)
+
+
+def _aligned(rule: Rule, grads: Any, state: Any, params: Any) -> tuple[Any, Any, Any, Any]:
+    """Gradients, parameters and buffers, leaf by leaf in one order, and that order's treedef."""
+    columns = [getattr(state, name) for name in rule.buffers]
+    known = [column for column in columns if column is not None]
+    reference, name = (params, "params") if params is not None else ((known or [grads])[0], "state")
+    references, treedef = leaves.flatten(reference)
+    gs = leaves.flatten_like(grads, treedef, "grads", name)
+    leaves.check_shapes(gs, references, treedef, "grads", name)
+    rows = [
+        [None] * len(gs) if column is None else leaves.flatten_like(column, treedef, "state", name)
+        for column in columns
+    ]
+    buffers = list(zip(*rows, strict=True)) if rows else [()] * len(gs)
+    return gs, references if params is not None else [None] * len(gs), buffers, treedef
+
+
+def _check_params_not_needed(rule: Rule, name: str, s: Scalars) -> None:
+    reason = rule.needs_params
+    if s.l2 is not None or s.decay is not None:
+        reason = "weight decay pulls the parameters towards zero"
+    if reason is not None:
+        raise ValueError(
+            f"{name}: the argument `params` of update is missing, and it is needed because "
+            f"{reason}. Call update(grads, state, params)."
+        )
+
+
+def _dense(rule: Rule, g: Any) -> jax.Array:
+    if leaves.is_sparse(g):
+        if rule.sparse_error is not None:
+            raise RuntimeError(rule.sparse_error)
+        return g.todense()
+    return jnp.asarray(g)
+
+
+def hyperparameters_at(values: Mapping[str, Any], count: Any) -> SimpleNamespace:
+    """The hyperparameters of the update that follows `count` updates: schedules are called."""
+
+    def at(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(at(v) for v in value)
+        if callable(value):
+            value = value(count)
+        if isinstance(value, jax.Array):
+            return as_float(value.reshape(()))
+        return value
+
+    return SimpleNamespace(**{name: at(value) for name, value in values.items()})
+
+
+def step_scalars(
+    rule: Rule, h: SimpleNamespace, t: Any, carried: Any = (), keep_zero_decay: bool = False
+) -> Scalars:
+    """The rule's numbers, and those of the prologue that all algorithms share.
+
+    A weight decay that is the number 0 is left out, unless `keep_zero_decay` (then a caller may
+    change it later without a change of structure).
+    """
+    weight_decay = getattr(h, "weight_decay", None)
+    if is_number(weight_decay) and weight_decay == 0 and not keep_zero_decay:
+        weight_decay = None
+    decoupled = getattr(h, "decoupled_weight_decay", rule.decoupled)
+    l2 = None if decoupled else weight_decay
+    decay = h.lr * weight_decay if decoupled and weight_decay is not None else None
+    maximize = bool(getattr(h, "maximize", False))
+    return rule.scalars(t, h, *carried).with_({"maximize": maximize}, l2=l2, decay=decay)
+
+
+def init_leaf(rule: Rule, p: Any, h: SimpleNamespace) -> Buffers:
+    """A leaf's first buffers, in the leaf's dtype; a skipped leaf has none."""
+    if leaves.has_no_update(p):
+        return (None,) * len(rule.buffers)
+    p = jnp.asarray(p)
+    if not jnp.iscomplexobj(p):
+        return rule.init(p, h)
+    real = rule.init(leaves.to_real(p, leaves.real_dtype(p.dtype)), h)
+    return tuple(None if b is None else leaves.from_real(b, p.dtype) for b in real)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def step_leaf(
+    leaf: Callable[..., tuple[jax.Array, Buffers]], g: Any, p: Any, buffers: Buffers, s: Scalars
+) -> tuple[jax.Array, Buffers]:
+    """One update of one leaf, around the rule's math: dtypes, complex numbers, weight decay.
+
+    Returns the update, not yet rounded to the parameter's dtype, and the buffers in theirs. It is
+    compiled once per shape, dtype and structure, whatever the numbers are.
+    """
+    like = g if p is None else p
+    if jnp.iscomplexobj(g) and not jnp.iscomplexobj(like):
+        raise TypeError(f"a gradient of dtype {g.dtype} cannot update a parameter of {like.dtype}")
+    dtype = leaves.real_dtype(like.dtype)
+    gradient = leaves.to_real(g.astype(leaves.widest(g.dtype, like.dtype)), dtype)
+    parameter = None if p is None else leaves.to_real(p, dtype)
+    working = tuple(None if b is None else leaves.to_real(b, dtype) for b in buffers)
+    s = jax.tree.map(lambda x: jnp.asarray(x).astype(dtype), s)
+
+    if s.maximize:
+        gradient = -gradient
+    if s.l2 is not None:
+        gradient = gradient + s.l2 * parameter
+    update, new = leaf(gradient, parameter, working, s)
+    if s.decay is not None:
+        update = update - s.decay * parameter
+
+    if jnp.iscomplexobj(like):
+        update = leaves.from_real(update, like.dtype)
+    return update, tuple(
+        None if b is None else leaves.from_real(b, old.dtype)
+        for b, old in zip(new, buffers, strict=True)
+    )

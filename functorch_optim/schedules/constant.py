@@ -1,0 +1,25 @@
+"""A factor on the learning rate for a number of steps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from functorch_optim.base import Number, Schedule
+from functorch_optim.scalars import at_least, is_number, where
+from functorch_optim.schedules.factory import schedule_factory
+
+
+@schedule_factory
+def constant_lr(lr: Number, factor: Number = 1 / 3, total_iters: Number = 5) -> Schedule:
+    """`lr * factor` for the first `total_iters` steps, `lr` from then on (torch's ConstantLR).
+
+    Raises:
+      ValueError: factor is not in [0, 1].
+    """
+    if is_number(factor) and not 0 <= factor <= 1:
+        raise ValueError("Constant multiplicative factor expected to be between 0 and 1.")
+
+    def schedule(count: Any) -> Any:
+        return lr * where(at_least(count, total_iters), 1.0, factor)
+
+    return schedule

@@ -1,0 +1,1 @@
+"""Small transforms to chain, one file per kind."""

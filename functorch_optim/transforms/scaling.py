@@ -1,0 +1,67 @@
+"""Transforms that multiply the updates."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from functorch_optim import checks, leaves
+from functorch_optim.base import (
+    EmptyState,
+    GradientTransformation,
+    Number,
+    Params,
+    Scalar,
+    Schedule,
+    Updates,
+    value_equal,
+)
+
+
+@value_equal
+def scale(factor: Number) -> GradientTransformation:
+    """Multiplies the updates by a number or an array (`scale(-lr)` makes gradients a descent).
+
+    Raises:
+      TypeError: factor is not a number or an array; for a schedule see `scale_by_schedule`.
+    """
+    checks.number_or_array("factor", factor)
+
+    def update(
+        updates: Updates, state: EmptyState, params: Params | None = None, **extra: Any
+    ) -> tuple[Updates, EmptyState]:
+        return leaves.scale(updates, factor), state
+
+    return GradientTransformation(lambda params: EmptyState(), update)
+
+
+class ScaleByScheduleState(NamedTuple):
+    """`step` counts the updates made so far (int32)."""
+
+    step: Scalar
+
+
+@value_equal
+def scale_by_schedule(schedule: Schedule) -> GradientTransformation:
+    """Multiplies the updates by `schedule(step)`, where step is 0 at the first update.
+
+    Raises:
+      TypeError: schedule is not a function.
+    """
+    if not callable(schedule):
+        raise TypeError(
+            f"schedule should be a function of the step count, but got {schedule!r}; "
+            "for a number see scale(factor)"
+        )
+
+    def init(params: Params) -> ScaleByScheduleState:
+        return ScaleByScheduleState(jnp.zeros((), jnp.int32))
+
+    def update(
+        updates: Updates, state: ScaleByScheduleState, params: Params | None = None, **extra: Any
+    ) -> tuple[Updates, ScaleByScheduleState]:
+        step = jnp.asarray(state.step)
+        return leaves.scale(updates, schedule(step)), ScaleByScheduleState(step + 1)
+
+    return GradientTransformation(init, update)

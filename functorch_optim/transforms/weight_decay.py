@@ -1,0 +1,70 @@
+"""Weight decay as a transform of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from functorch_optim import checks, leaves
+from functorch_optim.base import (
+    EmptyState,
+    GradientTransformation,
+    Number,
+    Params,
+    Updates,
+    value_equal,
+)
+
+Mask = Any | Callable[[Params], Any]
+
+
+@value_equal
+def add_decayed_weights(weight_decay: Number, mask: Mask | None = None) -> GradientTransformation:
+    """Adds `weight_decay * p` to the updates.
+
+    In front of an algorithm this is L2 regularization of the gradient; behind one, whose updates
+    are steps downhill, a decay needs a negative number.
+
+    Args:
+      weight_decay: the factor, a number or an array.
+      mask: which parameters: a tree of the params' structure with True and False, or a function
+        of params that returns one. All by default.
+
+    Raises:
+      TypeError: weight_decay is not a number or an array, or the mask's structure is not that of
+        params. ValueError: `update` was called without params.
+    """
+    checks.number_or_array("weight_decay", weight_decay)
+
+    def update(
+        updates: Updates, state: EmptyState, params: Params | None = None, **extra: Any
+    ) -> tuple[Updates, EmptyState]:
+        if params is None:
+            raise ValueError(
+                "add_decayed_weights: the argument `params` of update is missing, and it is needed "
+                "because weight decay adds a share of it. Call update(grads, state, params)."
+            )
+        chosen = mask(params) if callable(mask) else mask
+        ps, treedef = leaves.flatten(params)
+        us = leaves.flatten_like(updates, treedef, "updates")
+        leaves.check_shapes(us, ps, treedef, "updates")
+        on = [True] * len(ps)
+        if chosen is not None:
+            on = leaves.flatten_like(chosen, treedef, "mask")
+        new = [
+            _decayed(u, p, weight_decay) if keep and not leaves.has_no_update(u) else u
+            for u, p, keep in zip(us, ps, on, strict=True)
+        ]
+        return treedef.unflatten(new), state
+
+    return GradientTransformation(lambda params: EmptyState(), update)
+
+
+def _decayed(update: Any, p: Any, weight_decay: Number) -> jax.Array:
+    update, p = jnp.asarray(update), jnp.asarray(p)
+    dtype = leaves.real_dtype(update.dtype)
+    decay = jnp.asarray(weight_decay, dtype) * leaves.to_real(p.astype(update.dtype), dtype)
+    return leaves.from_real(leaves.to_real(update, dtype) + decay, update.dtype)
