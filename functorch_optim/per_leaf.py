@@ -115,6 +115,7 @@ class Factory(Protocol[P]):
     """A lower-case algorithm: `adam(lr=1e-3, ...) -> GradientTransformation`."""
 
     rule: Rule
+    defaults: Mapping[str, Any]
     fixed: Mapping[str, Any]
     torch: TorchClass
     __name__: str
@@ -143,6 +144,8 @@ def per_leaf(
             return build(**{k: _frozen(v) for k, v in bound.arguments.items()}, **fixed)
 
         factory.rule = rule  # type: ignore[attr-defined]  # a function with the Factory's fields
+        arguments = {name: p.default for name, p in signature.parameters.items()}
+        factory.defaults = {**arguments, **fixed}  # type: ignore[attr-defined]
         factory.fixed = fixed  # type: ignore[attr-defined]
         factory.torch = torch  # type: ignore[attr-defined]
         return cast(Factory[P], factory)

@@ -89,7 +89,7 @@ def adam(
     lr: Hyperparameter = 1e-3,
     betas: tuple[Hyperparameter, Hyperparameter] = (0.9, 0.999),
     eps: Hyperparameter = 1e-8,
-    weight_decay: Hyperparameter = 0.0,
+    weight_decay: Hyperparameter = 0,
     amsgrad: bool = False,
     *,
     maximize: bool = False,

@@ -68,9 +68,9 @@ TORCH = TorchClass(
 @per_leaf(RULE, TORCH)
 def sgd(
     lr: Hyperparameter = 1e-3,
-    momentum: Hyperparameter = 0.0,
-    dampening: Hyperparameter = 0.0,
-    weight_decay: Hyperparameter = 0.0,
+    momentum: Hyperparameter = 0,
+    dampening: Hyperparameter = 0,
+    weight_decay: Hyperparameter = 0,
     nesterov: bool = False,
     *,
     maximize: bool = False,

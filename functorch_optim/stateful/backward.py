@@ -1,0 +1,69 @@
+"""Gradients into Parameters."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from functorch_optim.stateful.model import Skeleton, arrays, split
+
+
+def backward(
+    loss_fn: Callable[..., Any], model: Any, *args: Any, has_aux: bool = False
+) -> jax.Array | tuple[jax.Array, Any]:
+    """Computes a loss and adds its gradient to `.grad` of the model's Parameters.
+
+    Args:
+      loss_fn: `loss_fn(params, *args) -> loss`, where params is the plain tree. Compiled once for
+        each function: define it outside the loop.
+      model: a tree with Parameters. Those that require no gradient, and plain arrays, are
+        constants.
+      *args: handed to loss_fn.
+      has_aux: loss_fn returns `(loss, aux)`.
+
+    Returns:
+      The loss, or `(loss, aux)`. For a complex Parameter `.grad` is torch's: the direction of
+      steepest ascent, the conjugate of what `jax.grad` returns.
+    """
+    skeleton, trained, constant = split(model)
+    if not trained:
+        raise ValueError("backward: no Parameter of the model requires a gradient")
+    program = _compiled(loss_fn, has_aux)
+    result, grads = program(skeleton, arrays(trained), arrays(constant), args)
+    if any(p.grad is not None for p in trained):
+        before = tuple(p.grad for p in trained)
+        grads = _sum(before, grads)
+    for p, grad in zip(trained, grads, strict=True):
+        p.grad = grad
+    return result
+
+
+@functools.lru_cache(maxsize=256)
+def _compiled(loss_fn: Callable[..., Any], has_aux: bool) -> Callable[..., Any]:
+    return jax.jit(functools.partial(value_and_grads, loss_fn, has_aux), static_argnums=0)
+
+
+def value_and_grads(
+    loss_fn: Callable[..., Any],
+    has_aux: bool,
+    skeleton: Skeleton,
+    trained: Sequence[jax.Array],
+    constant: Sequence[jax.Array],
+    args: Sequence[Any],
+) -> tuple[Any, tuple[jax.Array, ...]]:
+    """`loss_fn`'s result, and the directions of steepest ascent for the trained arrays."""
+
+    def loss_of(trained: Sequence[jax.Array]) -> Any:
+        return loss_fn(skeleton.fill(trained, constant), *args)
+
+    result, grads = jax.value_and_grad(loss_of, has_aux=has_aux)(tuple(trained))
+    return result, tuple(jnp.conj(g) if jnp.iscomplexobj(g) else g for g in grads)
+
+
+@jax.jit
+def _sum(before: tuple[Any, ...], grads: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    return tuple(g if b is None else b + g for b, g in zip(before, grads, strict=True))

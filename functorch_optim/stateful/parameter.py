@@ -1,0 +1,130 @@
+"""A parameter: a cell that holds an array and its gradient."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from functorch_optim import leaves
+
+
+class Parameter:
+    """A cell with a value and a gradient, torch's `nn.Parameter` for JAX arrays.
+
+    A Parameter is equal only to itself, and is a leaf of any pytree. Convert it where an array is
+    expected: `p.data`, `jnp.asarray(p)`, `np.asarray(p)`.
+
+    Args:
+      data: the value. A jax array is not copied: an optimizer never overwrites an array that
+        somebody else still holds. Anything else is copied.
+      requires_grad: whether `backward` fills `.grad`. Always False for integers.
+      name: shown in messages and by `named_parameters`.
+    """
+
+    __slots__ = ("__weakref__", "_data", "_grad", "_read", "name", "requires_grad")
+
+    def __init__(self, data: Any, requires_grad: bool = True, name: str | None = None):
+        self._data: jax.Array = data if isinstance(data, jax.Array) else jnp.array(data)
+        self._grad: Any = None
+        self._read = True
+        self.name = name
+        self.requires_grad = requires_grad and not leaves.has_no_update(self._data)
+
+    @property
+    def data(self) -> jax.Array:
+        """The value. It stays readable after later steps, which do not change it."""
+        self._read = True
+        return self._data
+
+    @data.setter
+    def data(self, value: Any) -> None:
+        value = value if isinstance(value, jax.Array) else jnp.array(value)
+        self._check_like("value", value)
+        self._data = value
+        self._read = True
+
+    @property
+    def grad(self) -> Any:
+        """The gradient, of the value's shape; `None` where there is none."""
+        return self._grad
+
+    @grad.setter
+    def grad(self, value: Any) -> None:
+        if value is not None:
+            self.check_gradient(value)
+            value = value if leaves.is_sparse(value) else jnp.asarray(value)
+        self._grad = value
+
+    def check_gradient(self, value: Any) -> None:
+        """Raises unless value can be the gradient: ValueError for a shape, TypeError for a dtype."""
+        if np.shape(value) != self._data.shape:
+            raise ValueError(
+                f"a gradient of shape {np.shape(value)} was given to {self._described()}, "
+                f"which has shape {self._data.shape}"
+            )
+        if not jnp.iscomplexobj(self._data) and jnp.issubdtype(value.dtype, jnp.complexfloating):
+            raise TypeError(f"a gradient of {value.dtype} was given to {self._described()}")
+
+    def _check_like(self, what: str, value: jax.Array) -> None:
+        if value.shape != self._data.shape or value.dtype != self._data.dtype:
+            raise (ValueError if value.shape != self._data.shape else TypeError)(
+                f"a {what} of shape {value.shape} and dtype {value.dtype} was assigned to "
+                f"{self._described()}, which holds shape {self._data.shape} and dtype "
+                f"{self._data.dtype}"
+            )
+
+    def _described(self) -> str:
+        return f"parameter {self.name!r}" if self.name else "a parameter"
+
+    def release(self) -> jax.Array:
+        """The value for a computation that reuses its memory: a copy if somebody else holds it.
+
+        The caller puts the result of the computation back with `replace`.
+        """
+        if self._read and self._references() > _ALONE:
+            return jnp.copy(self._data)
+        return self._data
+
+    def replace(self, value: jax.Array) -> None:
+        """Puts in a fresh array that nobody else holds, of the same shape and dtype."""
+        self._data = value
+        self._read = False
+
+    def _references(self) -> int:
+        return sys.getrefcount(self._data)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self._data.shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self._data.dtype
+
+    @property
+    def size(self) -> int:
+        return self._data.size
+
+    @property
+    def ndim(self) -> int:
+        return self._data.ndim
+
+    def __jax_array__(self) -> jax.Array:
+        return self.data
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.array(self.data, dtype=dtype, copy=copy)
+
+    def __repr__(self) -> str:
+        name = f"{self.name!r}, " if self.name else ""
+        frozen = "" if self.requires_grad else ", requires_grad=False"
+        return f"Parameter({name}{self.dtype}{list(self.shape)}{frozen})"
+
+
+# What `_references` counts when the Parameter alone holds its array: measured, because the number
+# belongs to the interpreter.
+_ALONE = Parameter(np.zeros(()))._references()

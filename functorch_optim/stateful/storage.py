@@ -1,0 +1,133 @@
+"""What an optimizer remembers of each parameter. How buffers are stored is known here alone."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Hashable, Iterator, Mapping
+from types import MappingProxyType, SimpleNamespace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from functorch_optim.per_leaf import Buffers, Rule, init_leaf
+from functorch_optim.stateful.parameter import Parameter
+
+
+class Record:
+    """The memory of one parameter.
+
+    Attributes:
+      step: updates made so far, a number of the host.
+      carried: the rule's carried numbers, float32 in value.
+      buffers: arrays by torch's names, in torch's order.
+      flags: what selected the buffers in use; `None` if that is not known.
+      names: the name of each buffer in use, in the rule's order; `None` for one that is not.
+    """
+
+    __slots__ = ("_read", "buffers", "carried", "flags", "names", "step")
+
+    def __init__(self, step: int, carried: tuple[Any, ...], buffers: dict[str, jax.Array]):
+        self.step = step
+        self.carried = carried
+        self.buffers = buffers
+        self.flags: Hashable = None
+        self.names: tuple[str | None, ...] = ()
+        self._read = True
+
+    def release(self) -> Buffers:
+        """The buffers in use, for a computation that reuses their memory.
+
+        One that somebody else holds is copied first. `replace` takes the results.
+        """
+        if self._read:
+            for name, buffer in self.buffers.items():
+                if sys.getrefcount(buffer) > _ALONE:
+                    self.buffers[name] = jnp.copy(buffer)
+        return tuple(None if name is None else self.buffers[name] for name in self.names)
+
+    def replace(self, new: Buffers, carried: tuple[Any, ...]) -> None:
+        """Takes the results of an update; nobody else holds these arrays."""
+        for name, buffer in zip(self.names, new, strict=True):
+            if name is not None:
+                self.buffers[name] = buffer
+        self.step += 1
+        self.carried = carried
+        self._read = False
+
+    def torch_view(self, rule: Rule) -> dict[str, Any]:
+        """torch's per-parameter dict. Its arrays stay readable after later steps."""
+        self._read = True
+        if not rule.torch_has_step:
+            return dict(self.buffers)
+        carried = dict(zip(rule.carried, map(scalar_array, self.carried), strict=True))
+        return {"step": scalar_array(self.step), **carried, **self.buffers}
+
+
+def prepared(
+    record: Record | None, rule: Rule, p: Parameter, h: SimpleNamespace, flags: Hashable
+) -> Record:
+    """A record that has the buffers which these hyperparameters need.
+
+    A parameter without any starts anew, as in torch.
+
+    Raises:
+      KeyError: some buffers are there but a needed one is not: a flag was set after the first
+        step, as `amsgrad`.
+    """
+    needed = _needed(rule, p, h)
+    if record is None or (needed and not record.buffers):
+        buffers = zip(rule.buffers, init_leaf(rule, p._data, h), strict=True)
+        record = Record(0, tuple(rule.start(h)), {n: b for n, b in buffers if b is not None})
+    for name in needed:
+        if name not in record.buffers:
+            raise KeyError(name)
+    record.flags = flags
+    record.names = tuple(name if name in needed else None for name in rule.buffers)
+    return record
+
+
+def _needed(rule: Rule, p: Parameter, h: SimpleNamespace) -> frozenset[str]:
+    like = jax.ShapeDtypeStruct(p.shape, p.dtype)
+    shapes = jax.eval_shape(lambda x: init_leaf(rule, x, h), like)
+    return frozenset(n for n, s in zip(rule.buffers, shapes, strict=True) if s is not None)
+
+
+@functools.lru_cache(maxsize=1024)
+def _shared_scalar(value: float) -> jax.Array:
+    return jnp.asarray(value, jnp.float32)
+
+
+def scalar_array(value: Any) -> jax.Array:
+    """torch's scalar state: a 0-d float32 array. Equal numbers share one."""
+    return value if isinstance(value, jax.Array) else _shared_scalar(value)
+
+
+def _references_when_alone() -> int:
+    return max(sys.getrefcount(b) for _, b in {"buffer": jnp.zeros(())}.items())  # noqa: PERF102
+
+
+# What the loop of `Record.release` counts when the record alone holds a buffer.
+_ALONE = _references_when_alone()
+
+
+class StateView(Mapping[Parameter, Mapping[str, Any]]):
+    """`optimizer.state`: torch's dict of each parameter, to read. `load_state_dict` writes."""
+
+    def __init__(self, records: Mapping[Parameter, Record], rule: Rule):
+        self._records = records
+        self._rule = rule
+
+    def __getitem__(self, parameter: Parameter) -> Mapping[str, Any]:
+        record = self._records.get(parameter)
+        return MappingProxyType({} if record is None else record.torch_view(self._rule))
+
+    def __iter__(self) -> Iterator[Parameter]:
+        return iter([p for p, r in self._records.items() if r.buffers or self._rule.torch_has_step])
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+    def __repr__(self) -> str:
+        return repr({p: dict(self[p]) for p in self})
