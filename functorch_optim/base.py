@@ -5,15 +5,15 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Hashable
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from typing import Any, NamedTuple, ParamSpec, TypeAlias, TypeVar
 
 import chex
 import jax
 
-Params = chex.ArrayTree
-Updates = chex.ArrayTree
-State = chex.ArrayTree
-PerParam = chex.ArrayTree
+Params: TypeAlias = chex.ArrayTree
+Updates: TypeAlias = chex.ArrayTree
+State: TypeAlias = chex.ArrayTree
+PerParam: TypeAlias = chex.ArrayTree
 Scalar = jax.Array
 Schedule = Callable[[Any], Any]
 Number = float | jax.Array

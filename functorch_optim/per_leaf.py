@@ -189,7 +189,7 @@ def _build(rule: Rule, name: str, **hyperparameters: Any) -> GradientTransformat
     return GradientTransformation(init, update)
 
 
-def _state(rule: Rule, step: Scalar, carried: list[Any], buffers: list[Buffers], treedef: Any):
+def _state(rule: Rule, step: Scalar, carried: list[Any], buffers: list[Buffers], treedef: Any) -> State:
     """One tree of the params' structure per buffer; `None` for a buffer that no leaf has."""
     trees = []
     for column in range(len(rule.buffers)):

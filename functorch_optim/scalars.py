@@ -118,5 +118,5 @@ def one_minus_power(beta: Number, t: Number) -> Number:
     if is_number(beta):  # the logarithm in double, rounded once
         log_beta = math.log(beta) if beta > 0 else -math.inf
         return -jnp.expm1(jnp.asarray(t) * np.asarray(log_beta, jnp.asarray(t).dtype))
-    beta = as_float(beta)
-    return _one_minus_power(beta, jnp.asarray(t, beta.dtype))
+    beta_array = as_float(beta)
+    return _one_minus_power(beta_array, jnp.asarray(t, beta_array.dtype))

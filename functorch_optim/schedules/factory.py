@@ -21,7 +21,7 @@ def schedule_factory(build: Callable[P, Schedule]) -> Callable[P, Schedule]:
 
     @functools.wraps(build)
     def factory(*args: P.args, **kwargs: P.kwargs) -> Schedule:
-        return build(*map(_normal, args), **{name: _normal(x) for name, x in kwargs.items()})  # type: ignore[arg-type]  # the same arguments, normalized
+        return build(*map(_normal, args), **{name: _normal(x) for name, x in kwargs.items()})
 
     return factory
 

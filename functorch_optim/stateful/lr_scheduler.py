@@ -26,6 +26,15 @@ EPOCH_DEPRECATION_WARNING = (
     "https://github.com/pytorch/pytorch/issues/new/choose."
 )
 
+_LAST_KEYS = (
+    "base_lrs",
+    "last_epoch",
+    "_step_count",
+    "_is_initial",
+    "_get_lr_called_within_step",
+    "_last_lr",
+)
+
 
 class LRScheduler:
     """Adjusts the learning rate of every group at each `step()`, as torch's base class.
@@ -92,9 +101,9 @@ class LRScheduler:
     def state_dict(self) -> dict[str, Any]:
         """Everything but the optimizer, under torch's names and in torch's order."""
         own = {k: v for k, v in self.__dict__.items() if k != "optimizer"}
-        last = ("base_lrs", "last_epoch", "_step_count", "_is_initial")
-        last += ("_get_lr_called_within_step", "_last_lr")
-        return {k: v for k, v in own.items() if k not in last} | {k: own[k] for k in last}
+        return {k: v for k, v in own.items() if k not in _LAST_KEYS} | {
+            k: own[k] for k in _LAST_KEYS
+        }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Takes over a `state_dict()`. The optimizer's own learning rates come with its own."""
@@ -133,7 +142,7 @@ class LRScheduler:
                 UserWarning,
                 stacklevel=3,
             )
-        elif not getattr(self.optimizer, "_opt_called", False):
+        elif not self.optimizer._opt_called:
             warnings.warn(
                 "Detected call of `lr_scheduler.step()` before `optimizer.step()`. In PyTorch "
                 "1.1.0 and later, you should call them in the opposite order: `optimizer.step()` "
@@ -153,7 +162,7 @@ def _mark_steps(optimizer: Optimizer) -> None:
 
     @functools.wraps(step)
     def marked(*args: Any, **kwargs: Any) -> Any:
-        optimizer._opt_called = True  # type: ignore[attr-defined]  # torch's name
+        optimizer._opt_called = True
         return step(*args, **kwargs)
 
     marked._wrapped_by_lr_sched = True  # type: ignore[attr-defined]

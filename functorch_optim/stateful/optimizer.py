@@ -43,6 +43,7 @@ class Optimizer:
         self.defaults: dict[str, Any] = dict(defaults)
         self.param_groups: list[dict[str, Any]] = []
         self.compile_count = 0
+        self._opt_called = False  # for the schedulers' warning about the order of calls
         self._records: dict[Parameter, Record] = {}
         given, self._tree = groups.normalized(params)
         for group in given:
@@ -149,6 +150,7 @@ class Optimizer:
             parts = self._parts(dict.fromkeys(trained))
             place = {p: (i, j) for i, part in enumerate(parts) for j, p in enumerate(part[1])}
             places = tuple(place[p] for p in trained)
+            self._opt_called = True
             return self._run(
                 parts,
                 lambda rule, layouts, data, buffers, numbers: train(
@@ -191,7 +193,7 @@ class Optimizer:
 
     def __getstate__(self) -> dict[str, Any]:
         # As torch: what was put on this object from outside (a scheduler's step) stays behind.
-        names = ("defaults", "param_groups", "compile_count", "_records", "_tree")
+        names = ("defaults", "param_groups", "compile_count", "_opt_called", "_records", "_tree")
         return {name: getattr(self, name) for name in names}
 
     def _matched(self, grads: Any) -> dict[Parameter, Any]:
@@ -278,5 +280,5 @@ def _flags(hyperparameters: Mapping[str, Any]) -> Hashable:
     )
 
 
-def _kind(value: Any) -> Hashable:
+def _kind(value: Any) -> Any:
     return value if isinstance(value, bool | str | type(None)) else type(value)

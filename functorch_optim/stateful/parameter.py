@@ -60,7 +60,7 @@ class Parameter:
         self._grad = value
 
     def check_gradient(self, value: Any) -> None:
-        """Raises unless value can be the gradient: ValueError for a shape, TypeError for a dtype."""
+        """Raises ValueError for a gradient of another shape, TypeError for a complex one of a real."""
         if np.shape(value) != self._data.shape:
             raise ValueError(
                 f"a gradient of shape {np.shape(value)} was given to {self._described()}, "

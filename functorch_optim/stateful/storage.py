@@ -105,7 +105,7 @@ def scalar_array(value: Any) -> jax.Array:
 
 
 def _references_when_alone() -> int:
-    return max(sys.getrefcount(b) for _, b in {"buffer": jnp.zeros(())}.items())  # noqa: PERF102
+    return max(sys.getrefcount(b) for _, b in {"buffer": jnp.zeros(())}.items())
 
 
 # What the loop of `Record.release` counts when the record alone holds a buffer.

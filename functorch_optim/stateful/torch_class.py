@@ -60,7 +60,7 @@ def torch_class(factory: Factory[Any]) -> type[Optimizer]:
 
 def _constructor_signature(factory: Factory[Any]) -> inspect.Signature:
     defaults = {n: p.default for n, p in inspect.signature(factory).parameters.items()}
-    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    kind: Any = inspect.Parameter.POSITIONAL_OR_KEYWORD
     parameters = [inspect.Parameter("self", kind), inspect.Parameter("params", kind)]
     for argument in factory.torch.arguments.split():
         if argument == "*":
