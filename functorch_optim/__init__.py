@@ -1,6 +1,16 @@
 """torch.optim for JAX: pure pairs over pytrees, schedules as functions, a stateful layer."""
 
+from functorch_optim.algorithms.adadelta import AdadeltaState, adadelta
+from functorch_optim.algorithms.adafactor import AdafactorState, adafactor
+from functorch_optim.algorithms.adagrad import AdagradState, adagrad
 from functorch_optim.algorithms.adam import AdamState, adam, adamw
+from functorch_optim.algorithms.adamax import AdamaxState, adamax
+from functorch_optim.algorithms.asgd import ASGDState, asgd
+from functorch_optim.algorithms.muon import MuonState, muon
+from functorch_optim.algorithms.nadam import NAdamState, nadam
+from functorch_optim.algorithms.radam import RAdamState, radam
+from functorch_optim.algorithms.rmsprop import RMSpropState, rmsprop
+from functorch_optim.algorithms.rprop import RpropState, rprop
 from functorch_optim.algorithms.sgd import SGDState, sgd
 from functorch_optim.base import EmptyState, GradientTransformation, Schedule
 from functorch_optim.combine import chain
@@ -16,21 +26,41 @@ from functorch_optim.transforms.scaling import scale, scale_by_schedule
 from functorch_optim.transforms.weight_decay import add_decayed_weights
 
 __all__ = [
+    "ASGDState",
+    "AdadeltaState",
+    "AdafactorState",
+    "AdagradState",
     "AdamState",
+    "AdamaxState",
     "EmptyState",
     "GradientTransformation",
+    "MuonState",
+    "NAdamState",
+    "RAdamState",
+    "RMSpropState",
+    "RpropState",
     "SGDState",
     "Schedule",
+    "adadelta",
+    "adafactor",
+    "adagrad",
     "adam",
+    "adamax",
     "adamw",
     "add_decayed_weights",
     "apply_updates",
+    "asgd",
     "chain",
     "clip_by_global_norm",
     "constant_lr",
     "cosine_annealing_lr",
     "global_norm",
     "linear_lr",
+    "muon",
+    "nadam",
+    "radam",
+    "rmsprop",
+    "rprop",
     "scale",
     "scale_by_schedule",
     "sequential_lr",

@@ -48,9 +48,17 @@ def one_element(name: str, value: Any) -> None:
         raise ValueError(f"Tensor {name} must be 1-element")
 
 
-def betas(values: Any) -> None:
+def adam_family(lr: Any, betas: Any, eps: Any, weight_decay: Any) -> None:
+    """torch's checks of the hyperparameters that all variants of Adam have, in its order."""
+    learning_rate(lr)
+    at_least_zero("eps", eps, "Invalid epsilon value")
+    averages(betas)
+    at_least_zero("weight_decay", weight_decay, "Invalid weight_decay value")
+
+
+def averages(betas: Any) -> None:
     """torch's checks of the coefficients of the running averages: in [0, 1)."""
-    for index, beta in enumerate(values):
+    for index, beta in enumerate(betas):
         kind(f"betas[{index}]", beta)
         if is_number(beta) and not 0.0 <= beta < 1.0:
             raise ValueError(f"Invalid beta parameter at index {index}: {beta}")

@@ -85,6 +85,7 @@ class Rule(NamedTuple):
         numbers with the helpers of `scalars.py`. `h` holds the hyperparameters by name.
       leaf: `leaf(g, p, buffers, s) -> (update, buffers)`, all real arrays of one dtype. `g` has
         `maximize` and coupled weight decay in it already. `p` is `None` where the caller has none.
+        `s.machine_epsilon` is that of the parameter's own dtype.
       sparse_error: torch's words for a sparse gradient, or `None` where it is accepted.
       torch_has_step: whether torch's state has a `step`.
       needs_params: why the leaf reads the parameter, for the error when it is missing.
@@ -92,6 +93,9 @@ class Rule(NamedTuple):
       carried: numbers besides `step` that pass from step to step; `Scalars` holds the new ones
         under the same names.
       start: `start(h)` gives the first values of the carried numbers.
+      static: hyperparameters that are numbers and yet select code.
+      eager: torch creates the state at construction, not at the first step.
+      accepts: `accepts(p)` raises for a parameter that the algorithm cannot train.
     """
 
     state: Any
@@ -104,6 +108,9 @@ class Rule(NamedTuple):
     decoupled: bool = False
     carried: tuple[str, ...] = ()
     start: Callable[[SimpleNamespace], tuple[Any, ...]] = lambda h: ()
+    static: tuple[str, ...] = ()
+    eager: bool = False
+    accepts: Callable[[Any], None] = lambda p: None
 
     @property
     def buffers(self) -> tuple[str, ...]:
@@ -189,7 +196,9 @@ def _build(rule: Rule, name: str, **hyperparameters: Any) -> GradientTransformat
     return GradientTransformation(init, update)
 
 
-def _state(rule: Rule, step: Scalar, carried: list[Any], buffers: list[Buffers], treedef: Any) -> State:
+def _state(
+    rule: Rule, step: Scalar, carried: list[Any], buffers: list[Buffers], treedef: Any
+) -> State:
     """One tree of the params' structure per buffer; `None` for a buffer that no leaf has."""
     trees = []
     for column in range(len(rule.buffers)):
@@ -264,7 +273,9 @@ def step_scalars(
     l2 = None if decoupled else weight_decay
     decay = h.lr * weight_decay if decoupled and weight_decay is not None else None
     maximize = bool(getattr(h, "maximize", False))
-    return rule.scalars(t, h, *carried).with_({"maximize": maximize}, l2=l2, decay=decay)
+    return rule.scalars(t, h, *map(as_float, carried)).with_(
+        {"maximize": maximize}, l2=l2, decay=decay
+    )
 
 
 def init_leaf(rule: Rule, p: Any, h: SimpleNamespace) -> Buffers:
@@ -272,6 +283,7 @@ def init_leaf(rule: Rule, p: Any, h: SimpleNamespace) -> Buffers:
     if leaves.has_no_update(p):
         return (None,) * len(rule.buffers)
     p = jnp.asarray(p)
+    rule.accepts(p)
     if not jnp.iscomplexobj(p):
         return rule.init(p, h)
     real = rule.init(leaves.to_real(p, leaves.real_dtype(p.dtype)), h)
@@ -295,6 +307,7 @@ def step_leaf(
     parameter = None if p is None else leaves.to_real(p, dtype)
     working = tuple(None if b is None else leaves.to_real(b, dtype) for b in buffers)
     s = jax.tree.map(lambda x: jnp.asarray(x).astype(dtype), s)
+    s = s.with_({"machine_epsilon": float(jnp.finfo(like.dtype).eps)})
 
     if s.maximize:
         gradient = -gradient

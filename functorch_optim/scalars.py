@@ -64,6 +64,13 @@ remainder = _either(operator.mod, operator.mod)
 subtract = _either(operator.sub, operator.sub)
 at_least = _either(operator.ge, operator.ge)
 cos = _either(math.cos, jnp.cos)
+exp = _either(math.exp, jnp.exp)
+log = _either(math.log, jnp.log)
+
+
+def float32(x: Any) -> Any:
+    """x rounded to float32, for numbers that torch keeps so: a number again, or a wide array."""
+    return float(np.float32(x)) if is_number(x) else as_float(jnp.asarray(x, jnp.float32))
 
 
 def where(condition: Any, x: Any, y: Any) -> Any:

@@ -27,7 +27,7 @@ import functorch_optim as fo
 import functorch_optim.stateful as optim
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402  # the backend comes first
+import matplotlib.pyplot as plt  # the backend comes first
 
 BATCH = 64
 console = Console()

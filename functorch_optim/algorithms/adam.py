@@ -142,10 +142,7 @@ def adamw(
 
 
 def _check(lr: Any, betas: Any, eps: Any, weight_decay: Any) -> None:
-    checks.learning_rate(lr)
-    checks.at_least_zero("eps", eps, "Invalid epsilon value")
-    checks.betas(betas)
-    checks.at_least_zero("weight_decay", weight_decay, "Invalid weight_decay value")
+    checks.adam_family(lr, betas, eps, weight_decay)
     if any(is_number(beta) and not isinstance(beta, float) for beta in betas):
         raise ValueError("betas must be either both floats or both Tensors")
     for index, beta in enumerate(betas):

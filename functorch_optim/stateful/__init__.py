@@ -1,7 +1,6 @@
 """torch's face of the library: `import functorch_optim.stateful as optim`."""
 
-from functorch_optim.algorithms.adam import adam, adamw
-from functorch_optim.algorithms.sgd import sgd
+import functorch_optim as _pure
 from functorch_optim.stateful import lr_scheduler
 from functorch_optim.stateful.backward import backward
 from functorch_optim.stateful.model import named_parameters, parameters, values
@@ -9,16 +8,36 @@ from functorch_optim.stateful.optimizer import Optimizer
 from functorch_optim.stateful.parameter import Parameter
 from functorch_optim.stateful.torch_class import torch_class
 
-Adam = torch_class(adam)
-AdamW = torch_class(adamw)
-SGD = torch_class(sgd)
+ASGD = torch_class(_pure.asgd)
+SGD = torch_class(_pure.sgd)
+Adadelta = torch_class(_pure.adadelta)
+Adafactor = torch_class(_pure.adafactor)
+Adagrad = torch_class(_pure.adagrad)
+Adam = torch_class(_pure.adam)
+AdamW = torch_class(_pure.adamw)
+Adamax = torch_class(_pure.adamax)
+Muon = torch_class(_pure.muon)
+NAdam = torch_class(_pure.nadam)
+RAdam = torch_class(_pure.radam)
+RMSprop = torch_class(_pure.rmsprop)
+Rprop = torch_class(_pure.rprop)
 
 __all__ = [
+    "ASGD",
     "SGD",
+    "Adadelta",
+    "Adafactor",
+    "Adagrad",
     "Adam",
     "AdamW",
+    "Adamax",
+    "Muon",
+    "NAdam",
     "Optimizer",
     "Parameter",
+    "RAdam",
+    "RMSprop",
+    "Rprop",
     "backward",
     "lr_scheduler",
     "named_parameters",

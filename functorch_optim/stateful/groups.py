@@ -109,6 +109,7 @@ def check_against(group: Group, existing: Iterable[Group]) -> None:
 
 
 def typename(x: Any) -> str:
+    """A value's type for a message, as torch names it: bare for builtins."""
     kind = type(x)
     return (
         kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"

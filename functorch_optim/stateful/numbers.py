@@ -108,7 +108,11 @@ def _host_numbers(rule: Rule, values: Mapping[str, Any], step: int, carried: Any
 
 def _device_numbers(rule: Rule, values: Mapping[str, Any], step: int, carried: Any) -> Scalars:
     at_step = vars(hyperparameters_at(values, step))
-    numeric = {name: value for name, value in at_step.items() if _is_numeric(value)}
+    numeric = {
+        name: value
+        for name, value in at_step.items()
+        if _is_numeric(value) and name not in rule.static
+    }
     flags = tuple((name, value) for name, value in at_step.items() if name not in numeric)
     dtype = float_dtype()
     with jax.enable_x64(True):
@@ -132,9 +136,9 @@ def _has_arrays(values: Mapping[str, Any], records: Sequence[Record]) -> bool:
 
 
 def _is_numeric(value: Any) -> bool:
-    items = value if isinstance(value, tuple) else (value,)
-    return all(is_number(x) or isinstance(x, jax.Array) for x in items) and not any(
-        isinstance(x, bool) for x in items
+    items = jax.tree.leaves(value)
+    return bool(items) and all(
+        isinstance(x, jax.Array) or (is_number(x) and not isinstance(x, bool)) for x in items
     )
 
 

@@ -219,7 +219,7 @@ class Optimizer:
             if not chosen:
                 continue
             hyperparameters = self._hyperparameters(index, group)
-            flags = _flags(hyperparameters)
+            flags = _flags(self._rule, hyperparameters)
             records = []
             for p in chosen:
                 record = self._records.get(p)
@@ -272,11 +272,13 @@ class Optimizer:
         return result
 
 
-def _flags(hyperparameters: Mapping[str, Any]) -> Hashable:
+def _flags(rule: Rule, hyperparameters: Mapping[str, Any]) -> Hashable:
     """What of the hyperparameters decides which buffers there are: all but the size of numbers."""
     return tuple(
-        value == 0 if is_number(value) and not isinstance(value, bool) else _kind(value)
-        for value in hyperparameters.values()
+        value == 0
+        if is_number(value) and not isinstance(value, bool) and name not in rule.static
+        else _kind(value)
+        for name, value in hyperparameters.items()
     )
 
 

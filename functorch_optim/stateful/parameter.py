@@ -60,7 +60,7 @@ class Parameter:
         self._grad = value
 
     def check_gradient(self, value: Any) -> None:
-        """Raises ValueError for a gradient of another shape, TypeError for a complex one of a real."""
+        """Raises ValueError for another shape, TypeError for a complex gradient of a real."""
         if np.shape(value) != self._data.shape:
             raise ValueError(
                 f"a gradient of shape {np.shape(value)} was given to {self._described()}, "
@@ -99,18 +99,22 @@ class Parameter:
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """Of the value."""
         return self._data.shape
 
     @property
     def dtype(self) -> np.dtype:
+        """Of the value."""
         return self._data.dtype
 
     @property
     def size(self) -> int:
+        """The number of elements."""
         return self._data.size
 
     @property
     def ndim(self) -> int:
+        """The number of dimensions."""
         return self._data.ndim
 
     def __jax_array__(self) -> jax.Array:
@@ -125,6 +129,12 @@ class Parameter:
         return f"Parameter({name}{self.dtype}{list(self.shape)}{frozen})"
 
 
+def _references_when_alone() -> int:
+    cell = Parameter.__new__(Parameter)
+    cell._data = object()  # type: ignore[assignment]  # any object: no backend is started for it
+    return cell._references()
+
+
 # What `_references` counts when the Parameter alone holds its array: measured, because the number
 # belongs to the interpreter.
-_ALONE = Parameter(np.zeros(()))._references()
+_ALONE = _references_when_alone()

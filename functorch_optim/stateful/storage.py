@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from functorch_optim.per_leaf import Buffers, Rule, init_leaf
+from functorch_optim.scalars import float32
 from functorch_optim.stateful.parameter import Parameter
 
 
@@ -79,7 +80,9 @@ def prepared(
     needed = _needed(rule, p, h)
     if record is None or (needed and not record.buffers):
         buffers = zip(rule.buffers, init_leaf(rule, p._data, h), strict=True)
-        record = Record(0, tuple(rule.start(h)), {n: b for n, b in buffers if b is not None})
+        record = Record(
+            0, tuple(map(float32, rule.start(h))), {n: b for n, b in buffers if b is not None}
+        )
     for name in needed:
         if name not in record.buffers:
             raise KeyError(name)
@@ -105,7 +108,10 @@ def scalar_array(value: Any) -> jax.Array:
 
 
 def _references_when_alone() -> int:
-    return max(sys.getrefcount(b) for _, b in {"buffer": jnp.zeros(())}.items())
+    held = {"buffer": object()}
+    for _, buffer in held.items():  # the loop of `Record.release`
+        count = sys.getrefcount(buffer)
+    return count
 
 
 # What the loop of `Record.release` counts when the record alone holds a buffer.

@@ -34,7 +34,7 @@ def global_norm(tree: Updates) -> jax.Array:
 def clip_by_global_norm(max_norm: Number) -> GradientTransformation:
     """Scales the updates down so that their global 2-norm is at most `max_norm`.
 
-    torch.nn.utils.clip_grad_norm_'s rule: every leaf times `min(1, max_norm / (norm + 1e-6))`.
+    As `torch.nn.utils.clip_grad_norm_`: each leaf times `min(1, max_norm / (norm + 1e-6))`.
 
     Args:
       max_norm: the bound, a number or an array.

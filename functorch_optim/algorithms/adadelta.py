@@ -1,0 +1,88 @@
+"""Adadelta: steps in the units of the parameters, from two running mean squares.
+
+    v_t = rho * v_{t-1} + (1 - rho) * g_t**2
+    d_t = sqrt(u_{t-1} + eps) / sqrt(v_t + eps) * g_t
+    u_t = rho * u_{t-1} + (1 - rho) * d_t**2
+    p_t = p_{t-1} - lr * d_t
+
+Zeiler, "ADADELTA: An Adaptive Learning Rate Method", 2012. The paper has no lr (1 here).
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from functorch_optim import checks
+from functorch_optim.base import Hyperparameter, PerParam, Scalar
+from functorch_optim.per_leaf import Buffers, Rule, Scalars, TorchClass, per_leaf
+from functorch_optim.scalars import is_number, sqrt
+
+
+class AdadeltaState(NamedTuple):
+    """Running mean squares of the gradient and of the step."""
+
+    step: Scalar
+    square_avg: PerParam
+    acc_delta: PerParam
+
+
+def init(p: jax.Array, h: SimpleNamespace) -> Buffers:
+    return jnp.zeros_like(p), jnp.zeros_like(p)
+
+
+def scalars(t: Any, h: SimpleNamespace) -> Scalars:
+    return Scalars(lr=h.lr, rho=h.rho, new_weight=1 - h.rho, eps=h.eps)
+
+
+def leaf(g: jax.Array, p: Any, buffers: Buffers, s: Scalars) -> tuple[jax.Array, Buffers]:
+    v, u = buffers
+    v = s.rho * v + s.new_weight * g * g
+    delta = sqrt(u + s.eps) / sqrt(v + s.eps) * g
+    u = s.rho * u + s.new_weight * delta * delta
+    return -s.lr * delta, (v, u)
+
+
+RULE = Rule(
+    AdadeltaState, init, scalars, leaf, sparse_error="Adadelta does not support sparse gradients"
+)
+TORCH = TorchClass(
+    "Adadelta",
+    "lr rho eps weight_decay foreach * capturable maximize differentiable",
+    "lr rho eps weight_decay maximize capturable foreach differentiable",
+)
+
+
+@per_leaf(RULE, TORCH)
+def adadelta(
+    lr: Hyperparameter = 1.0,
+    rho: Hyperparameter = 0.9,
+    eps: Hyperparameter = 1e-6,
+    weight_decay: Hyperparameter = 0,
+    *,
+    maximize: bool = False,
+) -> None:
+    """Adadelta, torch.optim.Adadelta's update.
+
+    Args:
+      lr: factor of the step. Every numeric argument may be a number, an array or a schedule.
+      rho: coefficient of the running averages, in [0, 1].
+      eps: added inside both roots.
+      weight_decay: L2 penalty, added to the gradient.
+      maximize: ascend instead of descend.
+
+    Returns:
+      A `GradientTransformation` whose state is `AdadeltaState`.
+
+    Raises:
+      ValueError: a value that torch refuses, in torch's words.
+    """
+    checks.learning_rate(lr)
+    checks.kind("rho", rho)
+    if is_number(rho) and not 0.0 <= rho <= 1.0:  # type: ignore[operator]  # a number here
+        raise ValueError(f"Invalid rho value: {rho}")
+    checks.at_least_zero("eps", eps, "Invalid epsilon value")
+    checks.at_least_zero("weight_decay", weight_decay, "Invalid weight_decay value")

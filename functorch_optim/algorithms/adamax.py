@@ -1,0 +1,88 @@
+"""Adamax: Adam with the largest recent gradient in place of the root mean square.
+
+    m_t = beta1 * m_{t-1} + (1 - beta1) * g_t
+    u_t = max(beta2 * u_{t-1}, |g_t| + eps)
+    p_t = p_{t-1} - lr / (1 - beta1**t) * m_t / u_t
+
+Kingma, Ba, "Adam: A Method for Stochastic Optimization", ICLR 2015, section 7.1. As in torch, eps
+stands inside the maximum (the paper has none).
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from functorch_optim import checks
+from functorch_optim.base import Hyperparameter, PerParam, Scalar
+from functorch_optim.per_leaf import Buffers, Rule, Scalars, TorchClass, per_leaf
+from functorch_optim.scalars import one_minus_power
+
+
+class AdamaxState(NamedTuple):
+    """Running average of the gradient, and the decaying maximum of its size."""
+
+    step: Scalar
+    exp_avg: PerParam
+    exp_inf: PerParam
+
+
+def init(p: jax.Array, h: SimpleNamespace) -> Buffers:
+    return jnp.zeros_like(p), jnp.zeros_like(p)
+
+
+def scalars(t: Any, h: SimpleNamespace) -> Scalars:
+    beta1, beta2 = h.betas
+    step_size = h.lr / one_minus_power(beta1, t)
+    return Scalars(beta1=beta1, beta2=beta2, grad_weight=1 - beta1, step_size=step_size, eps=h.eps)
+
+
+def leaf(g: jax.Array, p: Any, buffers: Buffers, s: Scalars) -> tuple[jax.Array, Buffers]:
+    m, u = buffers
+    m = s.beta1 * m + s.grad_weight * g
+    u = jnp.maximum(s.beta2 * u, jnp.abs(g) + s.eps)
+    return -s.step_size * m / u, (m, u)
+
+
+RULE = Rule(
+    AdamaxState,
+    init,
+    scalars,
+    leaf,
+    sparse_error="Adamax does not support sparse gradients",
+)
+TORCH = TorchClass(
+    "Adamax",
+    "lr betas eps weight_decay foreach * maximize differentiable capturable",
+    "lr betas eps weight_decay foreach maximize differentiable capturable",
+)
+
+
+@per_leaf(RULE, TORCH)
+def adamax(
+    lr: Hyperparameter = 2e-3,
+    betas: tuple[Hyperparameter, Hyperparameter] = (0.9, 0.999),
+    eps: Hyperparameter = 1e-8,
+    weight_decay: Hyperparameter = 0,
+    *,
+    maximize: bool = False,
+) -> None:
+    """Adamax, torch.optim.Adamax's update.
+
+    Args:
+      lr: learning rate. Every numeric argument may be a number, an array or a schedule.
+      betas: coefficients of the running average and of the decaying maximum, in [0, 1).
+      eps: added to the size of the gradient.
+      weight_decay: L2 penalty, added to the gradient.
+      maximize: ascend instead of descend.
+
+    Returns:
+      A `GradientTransformation` whose state is `AdamaxState`.
+
+    Raises:
+      ValueError: a value that torch refuses, in torch's words.
+    """
+    checks.adam_family(lr, betas, eps, weight_decay)

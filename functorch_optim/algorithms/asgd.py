@@ -1,0 +1,101 @@
+"""Averaged stochastic gradient descent.
+
+    p_t     = (1 - lambd * eta_t) * p_{t-1} - eta_t * g_t
+    ax_t    = ax_{t-1} + mu_t * (p_t - ax_{t-1})
+    eta_{t+1} = lr / (1 + lambd * lr * t)**alpha,    mu_{t+1} = 1 / max(1, t - t0)
+
+Polyak, Juditsky, "Acceleration of stochastic approximation by averaging", 1992. As in torch, eta
+and mu are kept in float32 and are those of the step before, so that a change of lr takes effect
+one step late; the average `ax` is in the state and never put into the parameters.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from functorch_optim import checks
+from functorch_optim.base import Hyperparameter, PerParam, Scalar
+from functorch_optim.per_leaf import Buffers, Rule, Scalars, TorchClass, per_leaf
+from functorch_optim.scalars import maximum
+
+
+class ASGDState(NamedTuple):
+    """The next step size and weight of the average, and the averaged parameters."""
+
+    step: Scalar
+    eta: Scalar
+    mu: Scalar
+    ax: PerParam
+
+
+def init(p: jax.Array, h: SimpleNamespace) -> Buffers:
+    return (jnp.zeros_like(p),)
+
+
+def scalars(t: Any, h: SimpleNamespace, eta: Any, mu: Any) -> Scalars:
+    return Scalars(
+        eta=h.lr / (1 + h.lambd * h.lr * t) ** h.alpha,
+        mu=1 / maximum(1, t - h.t0),
+        eta_now=eta,
+        mu_now=mu,
+        lambd=h.lambd,
+    )
+
+
+def leaf(g: jax.Array, p: Any, buffers: Buffers, s: Scalars) -> tuple[jax.Array, Buffers]:
+    (ax,) = buffers
+    update = -s.eta_now * (g + s.lambd * p)
+    ax = ax + s.mu_now * (p + update - ax)
+    return update, (ax,)
+
+
+RULE = Rule(
+    ASGDState,
+    init,
+    scalars,
+    leaf,
+    sparse_error="ASGD does not support sparse gradients",
+    needs_params="it averages the parameters",
+    carried=("eta", "mu"),
+    start=lambda h: (h.lr, 1.0),
+)
+TORCH = TorchClass(
+    "ASGD",
+    "lr lambd alpha t0 weight_decay foreach maximize differentiable capturable",
+    "lr lambd alpha t0 weight_decay foreach maximize differentiable capturable",
+)
+
+
+@per_leaf(RULE, TORCH)
+def asgd(
+    lr: Hyperparameter = 1e-2,
+    lambd: Hyperparameter = 1e-4,
+    alpha: Hyperparameter = 0.75,
+    t0: Hyperparameter = 1e6,
+    weight_decay: Hyperparameter = 0,
+    maximize: bool = False,
+) -> None:
+    """Averaged stochastic gradient descent, torch.optim.ASGD's update.
+
+    Args:
+      lr: learning rate. Every numeric argument may be a number, an array or a schedule.
+      lambd: decay of the parameters.
+      alpha: exponent with which the step size falls.
+      t0: the step after which `ax` averages; before, it follows the parameters.
+      weight_decay: L2 penalty, added to the gradient.
+      maximize: ascend instead of descend.
+
+    Returns:
+      A `GradientTransformation` whose state is `ASGDState`; `state.ax` is the average.
+
+    Raises:
+      ValueError: a value that torch refuses, in torch's words.
+    """
+    checks.learning_rate(lr)
+    checks.at_least_zero("weight_decay", weight_decay, "Invalid weight_decay value")
+    for name, value in (("lambd", lambd), ("alpha", alpha), ("t0", t0)):
+        checks.kind(name, value)

@@ -1,0 +1,118 @@
+"""NAdam: Adam with Nesterov's momentum.
+
+    mu_t = beta1 * (1 - 0.96**(t * momentum_decay) / 2),    M_t = mu_1 * ... * mu_t
+    m_t  = beta1 * m_{t-1} + (1 - beta1) * g_t
+    v_t  = beta2 * v_{t-1} + (1 - beta2) * g_t**2
+    step = (1 - mu_t) / (1 - M_t) * g_t + mu_{t+1} / (1 - M_{t+1}) * m_t
+    p_t  = p_{t-1} - lr * step / (sqrt(v_t / (1 - beta2**t)) + eps)
+
+Dozat, "Incorporating Nesterov Momentum into Adam", ICLR 2016 workshop. As in torch, the product
+M_t is kept in float32.
+"""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from functorch_optim import checks
+from functorch_optim.base import Hyperparameter, PerParam, Scalar
+from functorch_optim.per_leaf import Buffers, Rule, Scalars, TorchClass, per_leaf
+from functorch_optim.scalars import exp, float32, one_minus_power, sqrt
+
+
+class NAdamState(NamedTuple):
+    """The product of the momenta so far, and Adam's two running averages."""
+
+    step: Scalar
+    mu_product: Scalar
+    exp_avg: PerParam
+    exp_avg_sq: PerParam
+
+
+def init(p: jax.Array, h: SimpleNamespace) -> Buffers:
+    return jnp.zeros_like(p), jnp.zeros_like(p)
+
+
+def scalars(t: Any, h: SimpleNamespace, mu_product: Any) -> Scalars:
+    beta1, beta2 = h.betas
+
+    def momentum(t: Any) -> Any:
+        return beta1 * (1 - 0.5 * exp(t * h.momentum_decay * math.log(0.96)))
+
+    mu, mu_next = momentum(t), momentum(t + 1)
+    mu_product = float32(mu_product * float32(mu))
+    return Scalars(
+        mu_product=mu_product,
+        beta1=beta1,
+        beta2=beta2,
+        grad_weight=1 - beta1,
+        square_weight=1 - beta2,
+        grad_step=h.lr * (1 - mu) / (1 - mu_product),
+        average_step=h.lr * mu_next / (1 - mu_product * mu_next),
+        root_correction=sqrt(one_minus_power(beta2, t)),
+        eps=h.eps,
+    )
+
+
+def leaf(g: jax.Array, p: Any, buffers: Buffers, s: Scalars) -> tuple[jax.Array, Buffers]:
+    m, v = buffers
+    m = s.beta1 * m + s.grad_weight * g
+    v = s.beta2 * v + s.square_weight * g * g
+    denominator = sqrt(v) / s.root_correction + s.eps
+    return -(s.grad_step * g + s.average_step * m) / denominator, (m, v)
+
+
+RULE = Rule(
+    NAdamState,
+    init,
+    scalars,
+    leaf,
+    sparse_error="NAdam does not support sparse gradients",
+    carried=("mu_product",),
+    start=lambda h: (1.0,),
+)
+TORCH = TorchClass(
+    "NAdam",
+    "lr betas eps weight_decay momentum_decay decoupled_weight_decay * foreach maximize "
+    "capturable differentiable",
+    "lr betas eps weight_decay momentum_decay decoupled_weight_decay maximize foreach capturable "
+    "differentiable",
+)
+
+
+@per_leaf(RULE, TORCH)
+def nadam(
+    lr: Hyperparameter = 2e-3,
+    betas: tuple[Hyperparameter, Hyperparameter] = (0.9, 0.999),
+    eps: Hyperparameter = 1e-8,
+    weight_decay: Hyperparameter = 0,
+    momentum_decay: Hyperparameter = 4e-3,
+    decoupled_weight_decay: bool = False,
+    *,
+    maximize: bool = False,
+) -> None:
+    """Adam with Nesterov's momentum, torch.optim.NAdam's update.
+
+    Args:
+      lr: learning rate. Every numeric argument may be a number, an array or a schedule.
+      betas: coefficients of the running averages of the gradient and of its square, in [0, 1).
+      eps: added to the root in the denominator.
+      weight_decay: decay of the parameters.
+      momentum_decay: how fast the momentum rises from beta1 / 2 to beta1.
+      decoupled_weight_decay: subtract `lr * weight_decay * p` instead of adding
+        `weight_decay * p` to the gradient.
+      maximize: ascend instead of descend.
+
+    Returns:
+      A `GradientTransformation` whose state is `NAdamState`.
+
+    Raises:
+      ValueError: a value that torch refuses, in torch's words.
+    """
+    checks.adam_family(lr, betas, eps, weight_decay)
+    checks.at_least_zero("momentum_decay", momentum_decay, "Invalid momentum_decay value")
