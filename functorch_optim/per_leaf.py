@@ -22,6 +22,7 @@ import jax.numpy as jnp
 
 from functorch_optim import leaves
 from functorch_optim.base import GradientTransformation, Params, Scalar, State, value_equal
+from functorch_optim.docstrings import completed
 from functorch_optim.scalars import as_float, is_number
 
 P = ParamSpec("P")
@@ -59,25 +60,11 @@ class Scalars:
         return cls(dict(flags), **dict(zip(names, numbers, strict=True)))
 
 
-class TorchClass(NamedTuple):
-    """The face of an algorithm in torch.optim.
-
-    Attributes:
-      name: the class.
-      arguments: its constructor's arguments after `params`, in order, `*` where they become
-        keyword-only. Those that the pure factory lacks are flags that select nothing here.
-      keys: the order of the hyperparameters in `param_groups`.
-    """
-
-    name: str
-    arguments: str
-    keys: str
-
-
 class Rule(NamedTuple):
     """The math of an algorithm, for one leaf.
 
     Attributes:
+      name: torch's, for messages.
       state: the NamedTuple of the pair's state: `step`, then the `carried` numbers, then the
         buffers, under torch's names.
       init: `init(p, h) -> buffers`, a tuple in the order of `state`, `None` where not needed.
@@ -86,7 +73,8 @@ class Rule(NamedTuple):
       leaf: `leaf(g, p, buffers, s) -> (update, buffers)`, all real arrays of one dtype. `g` has
         `maximize` and coupled weight decay in it already. `p` is `None` where the caller has none.
         `s.machine_epsilon` is that of the parameter's own dtype.
-      sparse_error: torch's words for a sparse gradient, or `None` where it is accepted.
+      accepts_sparse: sparse gradients are accepted.
+      sparse_hint: what torch adds to the message where they are not.
       torch_has_step: whether torch's state has a `step`.
       needs_params: why the leaf reads the parameter, for the error when it is missing.
       decoupled: decay is decoupled unless `h.decoupled_weight_decay` says otherwise.
@@ -98,11 +86,13 @@ class Rule(NamedTuple):
       accepts: `accepts(p)` raises for a parameter that the algorithm cannot train.
     """
 
+    name: str
     state: Any
     init: Callable[[jax.Array, SimpleNamespace], Buffers]
     scalars: Callable[..., Scalars]
     leaf: Callable[[jax.Array, jax.Array | None, Buffers, Scalars], tuple[jax.Array, Buffers]]
-    sparse_error: str | None
+    accepts_sparse: bool = False
+    sparse_hint: str = ""
     torch_has_step: bool = True
     needs_params: str | None = None
     decoupled: bool = False
@@ -111,6 +101,14 @@ class Rule(NamedTuple):
     static: tuple[str, ...] = ()
     eager: bool = False
     accepts: Callable[[Any], None] = lambda p: None
+
+    def dense(self, g: Any) -> jax.Array:
+        """A gradient as an array; raises torch's error for a sparse one that is not accepted."""
+        if not leaves.is_sparse(g):
+            return jnp.asarray(g)
+        if not self.accepts_sparse:
+            raise RuntimeError(f"{self.name} does not support sparse gradients{self.sparse_hint}")
+        return g.todense()
 
     @property
     def buffers(self) -> tuple[str, ...]:
@@ -124,15 +122,12 @@ class Factory(Protocol[P]):
     rule: Rule
     defaults: Mapping[str, Any]
     fixed: Mapping[str, Any]
-    torch: TorchClass
     __name__: str
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> GradientTransformation: ...
 
 
-def per_leaf(
-    rule: Rule, torch: TorchClass, **fixed: Any
-) -> Callable[[Callable[P, None]], Factory[P]]:
+def per_leaf(rule: Rule, **fixed: Any) -> Callable[[Callable[P, None]], Factory[P]]:
     """Makes a factory of pairs from a rule and a function that checks hyperparameters.
 
     The decorated function gives the factory its name, signature and docstring; its body raises
@@ -150,14 +145,19 @@ def per_leaf(
             bound.apply_defaults()
             return build(**{k: _frozen(v) for k, v in bound.arguments.items()}, **fixed)
 
+        factory.__doc__ = completed(check, rule.state.__name__)
         factory.rule = rule  # type: ignore[attr-defined]  # a function with the Factory's fields
         arguments = {name: p.default for name, p in signature.parameters.items()}
         factory.defaults = {**arguments, **fixed}  # type: ignore[attr-defined]
         factory.fixed = fixed  # type: ignore[attr-defined]
-        factory.torch = torch  # type: ignore[attr-defined]
         return cast(Factory[P], factory)
 
     return decorate
+
+
+def zeros(count: int) -> Callable[[jax.Array, SimpleNamespace], Buffers]:
+    """An `init` of so many buffers that start at 0."""
+    return lambda p, h: tuple(jnp.zeros_like(p) for _ in range(count))
 
 
 def _frozen(value: Any) -> Any:
@@ -186,7 +186,7 @@ def _build(rule: Rule, name: str, **hyperparameters: Any) -> GradientTransformat
         for i, g in enumerate(gs):
             if leaves.has_no_update(g) or (params is not None and leaves.has_no_update(ps[i])):
                 continue
-            g = _dense(rule, g)
+            g = rule.dense(g)
             update, new = step_leaf(rule.leaf, g, ps[i], buffers[i], s)
             updates[i] = update.astype(g.dtype if ps[i] is None else jnp.result_type(ps[i]))
             buffers[i] = new
@@ -233,14 +233,6 @@ def _check_params_not_needed(rule: Rule, name: str, s: Scalars) -> None:
             f"{name}: the argument `params` of update is missing, and it is needed because "
             f"{reason}. Call update(grads, state, params)."
         )
-
-
-def _dense(rule: Rule, g: Any) -> jax.Array:
-    if leaves.is_sparse(g):
-        if rule.sparse_error is not None:
-            raise RuntimeError(rule.sparse_error)
-        return g.todense()
-    return jnp.asarray(g)
 
 
 def hyperparameters_at(values: Mapping[str, Any], count: Any) -> SimpleNamespace:

@@ -14,11 +14,10 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from functorch_optim import checks
 from functorch_optim.base import Hyperparameter, PerParam, Scalar
-from functorch_optim.per_leaf import Buffers, Rule, Scalars, TorchClass, per_leaf
+from functorch_optim.per_leaf import Buffers, Rule, Scalars, per_leaf, zeros
 from functorch_optim.scalars import is_number, sqrt
 
 
@@ -28,10 +27,6 @@ class AdadeltaState(NamedTuple):
     step: Scalar
     square_avg: PerParam
     acc_delta: PerParam
-
-
-def init(p: jax.Array, h: SimpleNamespace) -> Buffers:
-    return jnp.zeros_like(p), jnp.zeros_like(p)
 
 
 def scalars(t: Any, h: SimpleNamespace) -> Scalars:
@@ -46,17 +41,10 @@ def leaf(g: jax.Array, p: Any, buffers: Buffers, s: Scalars) -> tuple[jax.Array,
     return -s.lr * delta, (v, u)
 
 
-RULE = Rule(
-    AdadeltaState, init, scalars, leaf, sparse_error="Adadelta does not support sparse gradients"
-)
-TORCH = TorchClass(
-    "Adadelta",
-    "lr rho eps weight_decay foreach * capturable maximize differentiable",
-    "lr rho eps weight_decay maximize capturable foreach differentiable",
-)
+RULE = Rule("Adadelta", AdadeltaState, zeros(2), scalars, leaf)
 
 
-@per_leaf(RULE, TORCH)
+@per_leaf(RULE)
 def adadelta(
     lr: Hyperparameter = 1.0,
     rho: Hyperparameter = 0.9,
@@ -71,14 +59,6 @@ def adadelta(
       lr: factor of the step. Every numeric argument may be a number, an array or a schedule.
       rho: coefficient of the running averages, in [0, 1].
       eps: added inside both roots.
-      weight_decay: L2 penalty, added to the gradient.
-      maximize: ascend instead of descend.
-
-    Returns:
-      A `GradientTransformation` whose state is `AdadeltaState`.
-
-    Raises:
-      ValueError: a value that torch refuses, in torch's words.
     """
     checks.learning_rate(lr)
     checks.kind("rho", rho)

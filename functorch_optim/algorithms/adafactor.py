@@ -23,7 +23,7 @@ import jax.numpy as jnp
 
 from functorch_optim import checks
 from functorch_optim.base import Hyperparameter, PerParam, Scalar
-from functorch_optim.per_leaf import Buffers, Rule, Scalars, TorchClass, per_leaf
+from functorch_optim.per_leaf import Buffers, Rule, Scalars, per_leaf
 from functorch_optim.scalars import is_number, minimum, sqrt
 
 
@@ -80,23 +80,18 @@ def accepts(p: Any) -> None:
 
 
 RULE = Rule(
+    "Adafactor",
     AdafactorState,
     init,
     scalars,
     leaf,
-    sparse_error="Adafactor does not support sparse gradients",
     needs_params="its step is relative to the size of the parameters",
     decoupled=True,
     accepts=accepts,
 )
-TORCH = TorchClass(
-    "Adafactor",
-    "lr beta2_decay eps d weight_decay * foreach maximize",
-    "lr beta2_decay eps d weight_decay foreach maximize",
-)
 
 
-@per_leaf(RULE, TORCH)
+@per_leaf(RULE)
 def adafactor(
     lr: Hyperparameter = 1e-2,
     beta2_decay: Hyperparameter = -0.8,
@@ -116,13 +111,10 @@ def adafactor(
         floor of the parameter's root mean square.
       d: clipping threshold of the update's root mean square, at least 1.
       weight_decay: decoupled decay, times lr.
-      maximize: ascend instead of descend.
-
-    Returns:
-      A `GradientTransformation` whose state is `AdafactorState`.
 
     Raises:
-      ValueError: a value that torch refuses, in torch's words. RuntimeError: a complex parameter.
+      ValueError: a value that torch refuses, in torch's words.
+      RuntimeError: a complex parameter.
     """
     checks.one_element("lr", lr)
     checks.at_least_zero("lr", lr, "Learning rate should be >= 0 but is")

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from functorch_optim import checks
 from functorch_optim.base import Hyperparameter, PerParam, Scalar
-from functorch_optim.per_leaf import Buffers, Rule, Scalars, TorchClass, per_leaf
+from functorch_optim.per_leaf import Buffers, Rule, Scalars, per_leaf
 from functorch_optim.scalars import sqrt
 
 
@@ -42,16 +42,10 @@ def leaf(g: jax.Array, p: Any, buffers: Buffers, s: Scalars) -> tuple[jax.Array,
     return -s.lr * g / (sqrt(total) + s.eps), (total,)
 
 
-RULE = Rule(AdagradState, init, scalars, leaf, sparse_error=None, eager=True)
-TORCH = TorchClass(
-    "Adagrad",
-    "lr lr_decay weight_decay initial_accumulator_value eps foreach * maximize differentiable "
-    "fused",
-    "lr lr_decay eps weight_decay initial_accumulator_value foreach maximize differentiable fused",
-)
+RULE = Rule("Adagrad", AdagradState, init, scalars, leaf, accepts_sparse=True, eager=True)
 
 
-@per_leaf(RULE, TORCH)
+@per_leaf(RULE)
 def adagrad(
     lr: Hyperparameter = 1e-2,
     lr_decay: Hyperparameter = 0,
@@ -64,18 +58,8 @@ def adagrad(
     """Adagrad, torch.optim.Adagrad's update.
 
     Args:
-      lr: learning rate. Every numeric argument may be a number, an array or a schedule.
       lr_decay: how fast the learning rate falls: it is divided by `1 + (t - 1) * lr_decay`.
-      weight_decay: L2 penalty, added to the gradient.
       initial_accumulator_value: where the sums start.
-      eps: added to the root in the denominator.
-      maximize: ascend instead of descend.
-
-    Returns:
-      A `GradientTransformation` whose state is `AdagradState`.
-
-    Raises:
-      ValueError: a value that torch refuses, in torch's words.
     """
     checks.learning_rate(lr)
     checks.at_least_zero("lr_decay", lr_decay, "Invalid lr_decay value")

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 
 from functorch_optim import checks
 from functorch_optim.base import Hyperparameter, PerParam, Scalar
-from functorch_optim.per_leaf import Buffers, Rule, Scalars, TorchClass, per_leaf
+from functorch_optim.per_leaf import Buffers, Rule, Scalars, per_leaf
 from functorch_optim.scalars import is_number, one_minus_power, sqrt
 
 
@@ -64,27 +64,16 @@ def leaf(g: jax.Array, p: Any, buffers: Buffers, s: Scalars) -> tuple[jax.Array,
 
 
 RULE = Rule(
+    "Adam",
     AdamState,
     init,
     scalars,
     leaf,
-    sparse_error="Adam does not support sparse gradients, please consider SparseAdam instead",
-)
-KEYS = (
-    "lr betas eps weight_decay amsgrad maximize foreach capturable differentiable fused "
-    "decoupled_weight_decay"
+    sparse_hint=", please consider SparseAdam instead",
 )
 
 
-@per_leaf(
-    RULE,
-    TorchClass(
-        "Adam",
-        "lr betas eps weight_decay amsgrad * foreach maximize capturable differentiable fused "
-        "decoupled_weight_decay",
-        KEYS,
-    ),
-)
+@per_leaf(RULE)
 def adam(
     lr: Hyperparameter = 1e-3,
     betas: tuple[Hyperparameter, Hyperparameter] = (0.9, 0.999),
@@ -95,36 +84,11 @@ def adam(
     maximize: bool = False,
     decoupled_weight_decay: bool = False,
 ) -> None:
-    """Adam, torch.optim.Adam's update.
-
-    Args:
-      lr: learning rate. Every numeric argument may be a number, an array or a schedule.
-      betas: coefficients of the running averages of the gradient and of its square, in [0, 1).
-      eps: added to the root in the denominator.
-      weight_decay: decay of the parameters; see `decoupled_weight_decay`.
-      amsgrad: divide by the largest second moment so far.
-      maximize: ascend instead of descend.
-      decoupled_weight_decay: subtract `lr * weight_decay * p` (as adamw) instead of adding
-        `weight_decay * p` to the gradient.
-
-    Returns:
-      A `GradientTransformation` whose state is `AdamState`.
-
-    Raises:
-      ValueError: a value that torch refuses, in torch's words.
-    """
+    """Adam, torch.optim.Adam's update."""
     _check(lr, betas, eps, weight_decay)
 
 
-@per_leaf(
-    RULE,
-    TorchClass(
-        "AdamW",
-        "lr betas eps weight_decay amsgrad * maximize foreach capturable differentiable fused",
-        KEYS,
-    ),
-    decoupled_weight_decay=True,
-)
+@per_leaf(RULE, decoupled_weight_decay=True)
 def adamw(
     lr: Hyperparameter = 1e-3,
     betas: tuple[Hyperparameter, Hyperparameter] = (0.9, 0.999),
@@ -136,7 +100,8 @@ def adamw(
 ) -> None:
     """Adam with decoupled weight decay, torch.optim.AdamW's update.
 
-    The arguments are adam's, with a default weight decay of 1e-2.
+    Args:
+      weight_decay: the parameters lose `lr * weight_decay * p` at each step; at least 0.
     """
     _check(lr, betas, eps, weight_decay)
 

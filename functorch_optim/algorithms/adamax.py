@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from functorch_optim import checks
 from functorch_optim.base import Hyperparameter, PerParam, Scalar
-from functorch_optim.per_leaf import Buffers, Rule, Scalars, TorchClass, per_leaf
+from functorch_optim.per_leaf import Buffers, Rule, Scalars, per_leaf, zeros
 from functorch_optim.scalars import one_minus_power
 
 
@@ -28,10 +28,6 @@ class AdamaxState(NamedTuple):
     step: Scalar
     exp_avg: PerParam
     exp_inf: PerParam
-
-
-def init(p: jax.Array, h: SimpleNamespace) -> Buffers:
-    return jnp.zeros_like(p), jnp.zeros_like(p)
 
 
 def scalars(t: Any, h: SimpleNamespace) -> Scalars:
@@ -47,21 +43,10 @@ def leaf(g: jax.Array, p: Any, buffers: Buffers, s: Scalars) -> tuple[jax.Array,
     return -s.step_size * m / u, (m, u)
 
 
-RULE = Rule(
-    AdamaxState,
-    init,
-    scalars,
-    leaf,
-    sparse_error="Adamax does not support sparse gradients",
-)
-TORCH = TorchClass(
-    "Adamax",
-    "lr betas eps weight_decay foreach * maximize differentiable capturable",
-    "lr betas eps weight_decay foreach maximize differentiable capturable",
-)
+RULE = Rule("Adamax", AdamaxState, zeros(2), scalars, leaf)
 
 
-@per_leaf(RULE, TORCH)
+@per_leaf(RULE)
 def adamax(
     lr: Hyperparameter = 2e-3,
     betas: tuple[Hyperparameter, Hyperparameter] = (0.9, 0.999),
@@ -73,16 +58,7 @@ def adamax(
     """Adamax, torch.optim.Adamax's update.
 
     Args:
-      lr: learning rate. Every numeric argument may be a number, an array or a schedule.
       betas: coefficients of the running average and of the decaying maximum, in [0, 1).
       eps: added to the size of the gradient.
-      weight_decay: L2 penalty, added to the gradient.
-      maximize: ascend instead of descend.
-
-    Returns:
-      A `GradientTransformation` whose state is `AdamaxState`.
-
-    Raises:
-      ValueError: a value that torch refuses, in torch's words.
     """
     checks.adam_family(lr, betas, eps, weight_decay)

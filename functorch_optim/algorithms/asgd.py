@@ -15,11 +15,10 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from functorch_optim import checks
 from functorch_optim.base import Hyperparameter, PerParam, Scalar
-from functorch_optim.per_leaf import Buffers, Rule, Scalars, TorchClass, per_leaf
+from functorch_optim.per_leaf import Buffers, Rule, Scalars, per_leaf, zeros
 from functorch_optim.scalars import maximum
 
 
@@ -30,10 +29,6 @@ class ASGDState(NamedTuple):
     eta: Scalar
     mu: Scalar
     ax: PerParam
-
-
-def init(p: jax.Array, h: SimpleNamespace) -> Buffers:
-    return (jnp.zeros_like(p),)
 
 
 def scalars(t: Any, h: SimpleNamespace, eta: Any, mu: Any) -> Scalars:
@@ -54,23 +49,18 @@ def leaf(g: jax.Array, p: Any, buffers: Buffers, s: Scalars) -> tuple[jax.Array,
 
 
 RULE = Rule(
+    "ASGD",
     ASGDState,
-    init,
+    zeros(1),
     scalars,
     leaf,
-    sparse_error="ASGD does not support sparse gradients",
     needs_params="it averages the parameters",
     carried=("eta", "mu"),
     start=lambda h: (h.lr, 1.0),
 )
-TORCH = TorchClass(
-    "ASGD",
-    "lr lambd alpha t0 weight_decay foreach maximize differentiable capturable",
-    "lr lambd alpha t0 weight_decay foreach maximize differentiable capturable",
-)
 
 
-@per_leaf(RULE, TORCH)
+@per_leaf(RULE)
 def asgd(
     lr: Hyperparameter = 1e-2,
     lambd: Hyperparameter = 1e-4,
@@ -82,18 +72,9 @@ def asgd(
     """Averaged stochastic gradient descent, torch.optim.ASGD's update.
 
     Args:
-      lr: learning rate. Every numeric argument may be a number, an array or a schedule.
       lambd: decay of the parameters.
       alpha: exponent with which the step size falls.
       t0: the step after which `ax` averages; before, it follows the parameters.
-      weight_decay: L2 penalty, added to the gradient.
-      maximize: ascend instead of descend.
-
-    Returns:
-      A `GradientTransformation` whose state is `ASGDState`; `state.ax` is the average.
-
-    Raises:
-      ValueError: a value that torch refuses, in torch's words.
     """
     checks.learning_rate(lr)
     checks.at_least_zero("weight_decay", weight_decay, "Invalid weight_decay value")

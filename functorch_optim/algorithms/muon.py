@@ -24,7 +24,7 @@ import jax.numpy as jnp
 
 from functorch_optim import checks
 from functorch_optim.base import Hyperparameter, PerParam, Scalar
-from functorch_optim.per_leaf import Buffers, Rule, Scalars, TorchClass, per_leaf
+from functorch_optim.per_leaf import Buffers, Rule, Scalars, per_leaf, zeros
 from functorch_optim.scalars import sqrt
 
 
@@ -33,10 +33,6 @@ class MuonState(NamedTuple):
 
     step: Scalar
     momentum_buffer: PerParam
-
-
-def init(p: jax.Array, h: SimpleNamespace) -> Buffers:
-    return (jnp.zeros_like(p),)
 
 
 def scalars(t: Any, h: SimpleNamespace) -> Scalars:
@@ -105,20 +101,19 @@ def accepts(p: Any) -> None:
 
 
 RULE = Rule(
+    "Muon",
     MuonState,
-    init,
+    zeros(1),
     scalars,
     leaf,
-    sparse_error="Muon does not support sparse gradients",
     torch_has_step=False,
     decoupled=True,
     accepts=accepts,
     static=("ns_steps",),
 )
-KEYS = "lr weight_decay momentum nesterov ns_coefficients eps ns_steps adjust_lr_fn"
 
 
-@per_leaf(RULE, TorchClass("Muon", KEYS, KEYS))
+@per_leaf(RULE)
 def muon(
     lr: Hyperparameter = 1e-3,
     weight_decay: Hyperparameter = 0.1,
@@ -145,9 +140,6 @@ def muon(
       eps: floor of the norm.
       ns_steps: iterations, less than 100.
       adjust_lr_fn: how lr depends on the shape: `None` or "original", or "match_rms_adamw".
-
-    Returns:
-      A `GradientTransformation` whose state is `MuonState`.
 
     Raises:
       ValueError: a value that torch refuses, in torch's words; a parameter that is no matrix.

@@ -17,11 +17,10 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from functorch_optim import checks
 from functorch_optim.base import Hyperparameter, PerParam, Scalar
-from functorch_optim.per_leaf import Buffers, Rule, Scalars, TorchClass, per_leaf
+from functorch_optim.per_leaf import Buffers, Rule, Scalars, per_leaf, zeros
 from functorch_optim.scalars import exp, float32, one_minus_power, sqrt
 
 
@@ -32,10 +31,6 @@ class NAdamState(NamedTuple):
     mu_product: Scalar
     exp_avg: PerParam
     exp_avg_sq: PerParam
-
-
-def init(p: jax.Array, h: SimpleNamespace) -> Buffers:
-    return jnp.zeros_like(p), jnp.zeros_like(p)
 
 
 def scalars(t: Any, h: SimpleNamespace, mu_product: Any) -> Scalars:
@@ -68,24 +63,17 @@ def leaf(g: jax.Array, p: Any, buffers: Buffers, s: Scalars) -> tuple[jax.Array,
 
 
 RULE = Rule(
+    "NAdam",
     NAdamState,
-    init,
+    zeros(2),
     scalars,
     leaf,
-    sparse_error="NAdam does not support sparse gradients",
     carried=("mu_product",),
     start=lambda h: (1.0,),
 )
-TORCH = TorchClass(
-    "NAdam",
-    "lr betas eps weight_decay momentum_decay decoupled_weight_decay * foreach maximize "
-    "capturable differentiable",
-    "lr betas eps weight_decay momentum_decay decoupled_weight_decay maximize foreach capturable "
-    "differentiable",
-)
 
 
-@per_leaf(RULE, TORCH)
+@per_leaf(RULE)
 def nadam(
     lr: Hyperparameter = 2e-3,
     betas: tuple[Hyperparameter, Hyperparameter] = (0.9, 0.999),
@@ -99,20 +87,7 @@ def nadam(
     """Adam with Nesterov's momentum, torch.optim.NAdam's update.
 
     Args:
-      lr: learning rate. Every numeric argument may be a number, an array or a schedule.
-      betas: coefficients of the running averages of the gradient and of its square, in [0, 1).
-      eps: added to the root in the denominator.
-      weight_decay: decay of the parameters.
       momentum_decay: how fast the momentum rises from beta1 / 2 to beta1.
-      decoupled_weight_decay: subtract `lr * weight_decay * p` instead of adding
-        `weight_decay * p` to the gradient.
-      maximize: ascend instead of descend.
-
-    Returns:
-      A `GradientTransformation` whose state is `NAdamState`.
-
-    Raises:
-      ValueError: a value that torch refuses, in torch's words.
     """
     checks.adam_family(lr, betas, eps, weight_decay)
     checks.at_least_zero("momentum_decay", momentum_decay, "Invalid momentum_decay value")

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 
 from functorch_optim import checks
 from functorch_optim.base import Hyperparameter, PerParam, Scalar
-from functorch_optim.per_leaf import Buffers, Rule, Scalars, TorchClass, per_leaf
+from functorch_optim.per_leaf import Buffers, Rule, Scalars, per_leaf, zeros
 from functorch_optim.scalars import is_number, log, maximum, one_minus_power, sqrt, where
 
 
@@ -32,10 +32,6 @@ class RAdamState(NamedTuple):
     step: Scalar
     exp_avg: PerParam
     exp_avg_sq: PerParam
-
-
-def init(p: jax.Array, h: SimpleNamespace) -> Buffers:
-    return jnp.zeros_like(p), jnp.zeros_like(p)
 
 
 def length_of_average(beta2: Any, t: Any) -> Any:
@@ -87,15 +83,10 @@ def leaf(g: jax.Array, p: Any, buffers: Buffers, s: Scalars) -> tuple[jax.Array,
     return -s.step_size * m * adaptive, (m, v)
 
 
-RULE = Rule(RAdamState, init, scalars, leaf, sparse_error="RAdam does not support sparse gradients")
-TORCH = TorchClass(
-    "RAdam",
-    "lr betas eps weight_decay decoupled_weight_decay * foreach maximize capturable differentiable",
-    "lr betas eps weight_decay maximize foreach capturable decoupled_weight_decay differentiable",
-)
+RULE = Rule("RAdam", RAdamState, zeros(2), scalars, leaf)
 
 
-@per_leaf(RULE, TORCH)
+@per_leaf(RULE)
 def radam(
     lr: Hyperparameter = 1e-3,
     betas: tuple[Hyperparameter, Hyperparameter] = (0.9, 0.999),
@@ -105,20 +96,5 @@ def radam(
     *,
     maximize: bool = False,
 ) -> None:
-    """Rectified Adam, torch.optim.RAdam's update.
-
-    Args:
-      lr: learning rate. Every numeric argument may be a number, an array or a schedule.
-      betas: coefficients of the running averages of the gradient and of its square, in [0, 1).
-      eps: added to the root in the denominator.
-      weight_decay: decay of the parameters.
-      decoupled_weight_decay: take it off the parameters, times lr, not out of the gradient.
-      maximize: ascend instead of descend.
-
-    Returns:
-      A `GradientTransformation` whose state is `RAdamState`.
-
-    Raises:
-      ValueError: a value that torch refuses, in torch's words.
-    """
+    """Rectified Adam, torch.optim.RAdam's update."""
     checks.adam_family(lr, betas, eps, weight_decay)

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 
 from functorch_optim import checks
 from functorch_optim.base import Hyperparameter, PerParam, Scalar
-from functorch_optim.per_leaf import Buffers, Rule, Scalars, TorchClass, per_leaf
+from functorch_optim.per_leaf import Buffers, Rule, Scalars, per_leaf
 from functorch_optim.scalars import is_number, sqrt
 
 
@@ -60,17 +60,10 @@ def leaf(g: jax.Array, p: Any, buffers: Buffers, s: Scalars) -> tuple[jax.Array,
     return -s.lr * direction, (v, buf, mean)
 
 
-RULE = Rule(
-    RMSpropState, init, scalars, leaf, sparse_error="RMSprop does not support sparse gradients"
-)
-TORCH = TorchClass(
-    "RMSprop",
-    "lr alpha eps weight_decay momentum centered capturable foreach maximize differentiable",
-    "lr momentum alpha eps centered weight_decay capturable foreach maximize differentiable",
-)
+RULE = Rule("RMSprop", RMSpropState, init, scalars, leaf)
 
 
-@per_leaf(RULE, TORCH)
+@per_leaf(RULE)
 def rmsprop(
     lr: Hyperparameter = 1e-2,
     alpha: Hyperparameter = 0.99,
@@ -83,19 +76,8 @@ def rmsprop(
     """RMSprop, torch.optim.RMSprop's update.
 
     Args:
-      lr: learning rate. Every numeric argument may be a number, an array or a schedule.
       alpha: coefficient of the running averages.
-      eps: added to the root in the denominator.
-      weight_decay: L2 penalty, added to the gradient.
-      momentum: coefficient of the momentum buffer; the number 0 means no buffer.
       centered: divide by the standard deviation instead of the root mean square.
-      maximize: ascend instead of descend.
-
-    Returns:
-      A `GradientTransformation` whose state is `RMSpropState`.
-
-    Raises:
-      ValueError: a value that torch refuses, in torch's words.
     """
     checks.learning_rate(lr)
     checks.at_least_zero("eps", eps, "Invalid epsilon value")

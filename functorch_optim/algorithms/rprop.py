@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from functorch_optim import checks
 from functorch_optim.base import Hyperparameter, PerParam, Scalar
-from functorch_optim.per_leaf import Buffers, Rule, Scalars, TorchClass, per_leaf
+from functorch_optim.per_leaf import Buffers, Rule, Scalars, per_leaf
 from functorch_optim.scalars import is_number
 
 
@@ -50,15 +50,10 @@ def leaf(g: jax.Array, p: Any, buffers: Buffers, s: Scalars) -> tuple[jax.Array,
     return -jnp.sign(g) * step_size, (g, step_size)
 
 
-RULE = Rule(RpropState, init, scalars, leaf, sparse_error="Rprop does not support sparse gradients")
-TORCH = TorchClass(
-    "Rprop",
-    "lr etas step_sizes * capturable foreach maximize differentiable",
-    "lr etas step_sizes foreach maximize differentiable capturable",
-)
+RULE = Rule("Rprop", RpropState, init, scalars, leaf)
 
 
-@per_leaf(RULE, TORCH)
+@per_leaf(RULE)
 def rprop(
     lr: Hyperparameter = 1e-2,
     etas: tuple[Hyperparameter, Hyperparameter] = (0.5, 1.2),
@@ -72,13 +67,6 @@ def rprop(
       lr: the first step size. Every numeric argument may be a number, an array or a schedule.
       etas: factors of the step size where the gradient turns, and where it keeps its sign.
       step_sizes: the smallest and the largest step size.
-      maximize: ascend instead of descend.
-
-    Returns:
-      A `GradientTransformation` whose state is `RpropState`.
-
-    Raises:
-      ValueError: a value that torch refuses, in torch's words.
     """
     checks.learning_rate(lr)
     for value in (*etas, *step_sizes):

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from functorch_optim import checks
 from functorch_optim.base import Hyperparameter, PerParam, Scalar
-from functorch_optim.per_leaf import Buffers, Rule, Scalars, TorchClass, per_leaf
+from functorch_optim.per_leaf import Buffers, Rule, Scalars, per_leaf
 from functorch_optim.scalars import is_number, where
 
 
@@ -57,15 +57,10 @@ def leaf(g: jax.Array, p: Any, buffers: Buffers, s: Scalars) -> tuple[jax.Array,
     return -s.lr * direction, (buf,)
 
 
-RULE = Rule(SGDState, init, scalars, leaf, sparse_error=None, torch_has_step=False)
-TORCH = TorchClass(
-    "SGD",
-    "lr momentum dampening weight_decay nesterov * maximize foreach differentiable fused",
-    "lr momentum dampening weight_decay nesterov maximize foreach differentiable fused",
-)
+RULE = Rule("SGD", SGDState, init, scalars, leaf, accepts_sparse=True, torch_has_step=False)
 
 
-@per_leaf(RULE, TORCH)
+@per_leaf(RULE)
 def sgd(
     lr: Hyperparameter = 1e-3,
     momentum: Hyperparameter = 0,
@@ -78,15 +73,8 @@ def sgd(
     """Stochastic gradient descent, torch.optim.SGD's update.
 
     Args:
-      lr: learning rate. Every numeric argument may be a number, an array or a schedule.
-      momentum: coefficient of the momentum buffer; the number 0 means no buffer.
       dampening: share of the gradient that is kept out of the buffer.
-      weight_decay: L2 penalty, added to the gradient.
       nesterov: look ahead by one momentum step. Needs momentum and no dampening.
-      maximize: ascend instead of descend.
-
-    Returns:
-      A `GradientTransformation` whose state is `SGDState`.
 
     Raises:
       ValueError: a value that torch refuses, in torch's words. (As in torch, NaN passes for lr.)

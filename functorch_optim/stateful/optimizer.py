@@ -48,6 +48,12 @@ class Optimizer:
         given, self._tree = groups.normalized(params)
         for group in given:
             self._append(group)
+        every = {p: None for group in self.param_groups for p in group["params"]}
+        for p in every:
+            self._rule.accepts(p._data)
+        if self._rule.eager:
+            for part in self._parts(every):
+                self._records.update(zip(part.parameters, part.records, strict=True))
 
     @property
     def state(self) -> StateView:
@@ -205,11 +211,7 @@ class Optimizer:
         if leaves.has_no_update(p._data):
             raise TypeError(f"{p!r} has a gradient, but only floating point can be updated")
         p.check_gradient(grad)
-        if not leaves.is_sparse(grad):
-            return grad
-        if self._rule.sparse_error is not None:
-            raise RuntimeError(self._rule.sparse_error)
-        return grad.todense()
+        return self._rule.dense(grad)
 
     def _parts(self, members: Mapping[Parameter, Any]) -> list[Part]:
         """The parts of the groups that are among these members, checked and ready."""

@@ -19,14 +19,23 @@ FLAGS: Mapping[str, Any] = {
 }
 
 
-def torch_class(factory: Factory[Any]) -> type[Optimizer]:
-    """The torch.optim class of an algorithm: torch's arguments, in torch's order.
+def torch_class(
+    name: str, factory: Factory[Any], arguments: str, keys: str | None = None
+) -> type[Optimizer]:
+    """The torch.optim class of an algorithm.
+
+    Args:
+      name: the class.
+      factory: the algorithm.
+      arguments: the constructor's arguments after `params`, in order, `*` where they become
+        keyword-only. Those that the factory lacks are torch's execution flags.
+      keys: the order of the hyperparameters in `param_groups`; that of the arguments if not given.
 
     The class checks its arguments as the factory does; per-group values and later changes are not
     checked, as in torch.
     """
-    signature = _constructor_signature(factory)
-    name = factory.torch.name
+    signature = _constructor_signature(factory, arguments)
+    ordered = [key for key in (keys or arguments).split() if key != "*"]
 
     def __init__(self: Optimizer, params: Any, *args: Any, **kwargs: Any) -> None:
         try:
@@ -36,7 +45,7 @@ def torch_class(factory: Factory[Any]) -> type[Optimizer]:
         bound.apply_defaults()
         chosen = {**bound.arguments, **factory.fixed}
         factory(**{k: chosen[k] for k in inspect.signature(factory).parameters})
-        defaults = {key: chosen[key] for key in factory.torch.keys.split()}
+        defaults = {key: chosen[key] for key in ordered}
         defaults = {k: tuple(v) if isinstance(v, list) else v for k, v in defaults.items()}
         Optimizer.__init__(self, params, defaults)
         if defaults.get("fused"):
@@ -51,18 +60,18 @@ def torch_class(factory: Factory[Any]) -> type[Optimizer]:
         (Optimizer,),
         {
             "__init__": __init__,
-            "__doc__": _documentation(factory),
+            "__doc__": _documentation(name, factory),
             "__module__": "functorch_optim.stateful",
             "_factory": staticmethod(factory),
         },
     )
 
 
-def _constructor_signature(factory: Factory[Any]) -> inspect.Signature:
+def _constructor_signature(factory: Factory[Any], arguments: str) -> inspect.Signature:
     defaults = {n: p.default for n, p in inspect.signature(factory).parameters.items()}
     kind: Any = inspect.Parameter.POSITIONAL_OR_KEYWORD
     parameters = [inspect.Parameter("self", kind), inspect.Parameter("params", kind)]
-    for argument in factory.torch.arguments.split():
+    for argument in arguments.split():
         if argument == "*":
             kind = inspect.Parameter.KEYWORD_ONLY
             continue
@@ -71,9 +80,9 @@ def _constructor_signature(factory: Factory[Any]) -> inspect.Signature:
     return inspect.Signature(parameters)
 
 
-def _documentation(factory: Factory[Any]) -> str:
+def _documentation(name: str, factory: Factory[Any]) -> str:
     return (
-        f"torch.optim.{factory.torch.name}: the stateful face of "
+        f"torch.optim.{name}: the stateful face of "
         f"`functorch_optim.{factory.__name__}`, whose arguments it takes behind `params`.\n\n"
         f"{inspect.cleandoc(factory.__doc__ or '')}"
     )
