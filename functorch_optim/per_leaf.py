@@ -104,6 +104,8 @@ class Rule(NamedTuple):
 
     def dense(self, g: Any) -> jax.Array:
         """A gradient as an array; raises torch's error for a sparse one that is not accepted."""
+        if isinstance(g, jax.Array):
+            return g
         if not leaves.is_sparse(g):
             return jnp.asarray(g)
         if not self.accepts_sparse:

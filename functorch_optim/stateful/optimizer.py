@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -48,7 +48,7 @@ class Optimizer:
         given, self._tree = groups.normalized(params)
         for group in given:
             self._append(group)
-        every = {p: None for group in self.param_groups for p in group["params"]}
+        every = {p for group in self.param_groups for p in group["params"]}
         for p in every:
             self._rule.accepts(p._data)
         if self._rule.eager:
@@ -107,17 +107,15 @@ class Optimizer:
             is NaN. KeyError: a flag was set that needs a buffer from the first step on. Nothing is
             changed then.
         """
-        result = None
-        grads = {p: p.grad for group in self.param_groups for p in group["params"]}
-        if callable(closure):
-            result = closure()
-            grads = {p: p.grad for p in grads}
-        elif closure is not None:
+        result = closure() if callable(closure) else None
+        if closure is None or callable(closure):
+            grads = {p: p.grad for group in self.param_groups for p in group["params"]}
+        else:
             grads = self._matched(closure)
-        grads = {p: self._checked(p, g) for p, g in grads.items() if g is not None}
-        parts = self._parts(grads)
+        parts = self._parts({p for p, grad in grads.items() if grad is not None})
         if parts:
-            ordered = [[grads[p] for p in part.parameters] for part in parts]
+            dense = self._rule.dense
+            ordered = [[dense(grads[p]) for p in part.parameters] for part in parts]
             self._run(
                 parts,
                 lambda rule, layouts, data, buffers, numbers: (
@@ -153,7 +151,7 @@ class Optimizer:
             skeleton, trained, constant = split(model, held)
             if not trained:
                 raise ValueError("make_step: no Parameter of the model is held by this optimizer")
-            parts = self._parts(dict.fromkeys(trained))
+            parts = self._parts(set(trained))
             place = {p: (i, j) for i, part in enumerate(parts) for j, p in enumerate(part[1])}
             places = tuple(place[p] for p in trained)
             self._opt_called = True
@@ -205,15 +203,13 @@ class Optimizer:
     def _matched(self, grads: Any) -> dict[Parameter, Any]:
         """A tree of gradients, by Parameter."""
         cells, treedef = leaves.flatten(self._tree)
-        return dict(zip(cells, leaves.flatten_like(grads, treedef, "grads"), strict=True))
+        given = leaves.flatten_like(grads, treedef, "grads")
+        return {
+            p: None if grad is None or leaves.is_float0(grad) else p.checked_gradient(grad)
+            for p, grad in zip(cells, given, strict=True)
+        }
 
-    def _checked(self, p: Parameter, grad: Any) -> Any:
-        if leaves.has_no_update(p._data):
-            raise TypeError(f"{p!r} has a gradient, but only floating point can be updated")
-        p.check_gradient(grad)
-        return self._rule.dense(grad)
-
-    def _parts(self, members: Mapping[Parameter, Any]) -> list[Part]:
+    def _parts(self, members: Collection[Parameter]) -> list[Part]:
         """The parts of the groups that are among these members, checked and ready."""
         parts = []
         for index, group in enumerate(self.param_groups):
@@ -225,7 +221,7 @@ class Optimizer:
             records = []
             for p in chosen:
                 record = self._records.get(p)
-                if record is None or record.flags != flags:
+                if record is None or record.flags is not flags:
                     h = hyperparameters_at(hyperparameters, 0)
                     record = prepared(record, self._rule, p, h, flags)
                 records.append(record)
@@ -275,14 +271,17 @@ class Optimizer:
 
 
 def _flags(rule: Rule, hyperparameters: Mapping[str, Any]) -> Hashable:
-    """What of the hyperparameters decides which buffers there are: all but the size of numbers."""
-    return tuple(
-        value == 0
-        if is_number(value) and not isinstance(value, bool) and name not in rule.static
-        else _kind(value)
-        for name, value in hyperparameters.items()
-    )
+    """What of the hyperparameters decides which buffers there are: all but the size of numbers.
+
+    The same object for equal flags, so that a comparison is `is`.
+    """
+    flags: list[Hashable] = []
+    for name, value in hyperparameters.items():
+        if isinstance(value, bool | str | None) or name in rule.static:
+            flags.append(value)
+        else:
+            flags.append((type(value), is_number(value) and value == 0))
+    return _unique.setdefault(tuple(flags), tuple(flags))
 
 
-def _kind(value: Any) -> Any:
-    return value if isinstance(value, bool | str | type(None)) else type(value)
+_unique: dict[Hashable, Hashable] = {}

@@ -25,14 +25,15 @@ class Parameter:
       name: shown in messages and by `named_parameters`.
     """
 
-    __slots__ = ("__weakref__", "_data", "_grad", "_read", "name", "requires_grad")
+    __slots__ = ("__weakref__", "_data", "_floating", "_grad", "_read", "name", "requires_grad")
 
     def __init__(self, data: Any, requires_grad: bool = True, name: str | None = None):
         self._data: jax.Array = data if isinstance(data, jax.Array) else jnp.array(data)
         self._grad: Any = None
         self._read = True
         self.name = name
-        self.requires_grad = requires_grad and not leaves.has_no_update(self._data)
+        self._floating = not leaves.has_no_update(self._data)
+        self.requires_grad = requires_grad and self._floating
 
     @property
     def data(self) -> jax.Array:
@@ -54,20 +55,30 @@ class Parameter:
 
     @grad.setter
     def grad(self, value: Any) -> None:
-        if value is not None:
-            self.check_gradient(value)
-            value = value if leaves.is_sparse(value) else jnp.asarray(value)
-        self._grad = value
+        self._grad = None if value is None else self.checked_gradient(value)
 
-    def check_gradient(self, value: Any) -> None:
-        """Raises ValueError for another shape, TypeError for a complex gradient of a real."""
-        if np.shape(value) != self._data.shape:
+    def checked_gradient(self, value: Any) -> Any:
+        """A gradient as an array (as it is if sparse), if it can be this Parameter's.
+
+        Raises:
+          ValueError: its shape is not the value's.
+          TypeError: it is not floating point, or the value is not; it is complex, the value real.
+        """
+        if not isinstance(value, jax.Array) and not leaves.is_sparse(value):
+            value = jnp.asarray(value)
+        if value.shape != self._data.shape:
             raise ValueError(
-                f"a gradient of shape {np.shape(value)} was given to {self._described()}, "
+                f"a gradient of shape {value.shape} was given to {self._described()}, "
                 f"which has shape {self._data.shape}"
             )
-        if not jnp.iscomplexobj(self._data) and jnp.issubdtype(value.dtype, jnp.complexfloating):
-            raise TypeError(f"a gradient of {value.dtype} was given to {self._described()}")
+        if value.dtype != self._data.dtype or not self._floating:
+            narrows = jnp.iscomplexobj(value) and not jnp.iscomplexobj(self._data)
+            if narrows or not self._floating or not jnp.issubdtype(value.dtype, jnp.inexact):
+                raise TypeError(
+                    f"a gradient of dtype {value.dtype} was given to {self._described()}, "
+                    f"which has dtype {self.dtype}"
+                )
+        return value
 
     def _check_like(self, what: str, value: jax.Array) -> None:
         if value.shape != self._data.shape or value.dtype != self._data.dtype:
