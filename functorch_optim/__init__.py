@@ -22,6 +22,7 @@ from functorch_optim.schedules import (
     sequential_lr,
 )
 from functorch_optim.transforms.clipping import clip_by_global_norm, global_norm
+from functorch_optim.transforms.precision import float32_state
 from functorch_optim.transforms.scaling import scale, scale_by_schedule
 from functorch_optim.transforms.weight_decay import add_decayed_weights
 
@@ -54,6 +55,7 @@ __all__ = [
     "clip_by_global_norm",
     "constant_lr",
     "cosine_annealing_lr",
+    "float32_state",
     "global_norm",
     "linear_lr",
     "muon",

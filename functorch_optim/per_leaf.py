@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, ParamSpec, Protocol, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from functorch_optim import leaves
 from functorch_optim.base import GradientTransformation, Params, Scalar, State, value_equal
@@ -245,6 +246,8 @@ def hyperparameters_at(values: Mapping[str, Any], count: Any) -> SimpleNamespace
             return tuple(at(v) for v in value)
         if callable(value):
             value = value(count)
+        if isinstance(value, np.ndarray):
+            return value.item()
         if isinstance(value, jax.Array):
             return as_float(value.reshape(()))
         return value
