@@ -173,7 +173,7 @@ def _build(rule: Rule, name: str, **hyperparameters: Any) -> GradientTransformat
         ps, treedef = leaves.flatten(params)
         buffers = [init_leaf(rule, p, h) for p in ps]
         carried = [jnp.asarray(x, jnp.float32) for x in rule.start(h)]
-        return _state(rule, jnp.zeros((), jnp.float32), carried, buffers, treedef)
+        return pair_state(rule, jnp.zeros((), jnp.float32), carried, buffers, treedef)
 
     def update(
         grads: Params, state: Any, params: Params | None = None, **extra: Any
@@ -194,12 +194,12 @@ def _build(rule: Rule, name: str, **hyperparameters: Any) -> GradientTransformat
             updates[i] = update.astype(g.dtype if ps[i] is None else jnp.result_type(ps[i]))
             buffers[i] = new
         carried = [jnp.asarray(getattr(s, name)).astype(jnp.float32) for name in rule.carried]
-        return treedef.unflatten(updates), _state(rule, step + 1, carried, buffers, treedef)
+        return treedef.unflatten(updates), pair_state(rule, step + 1, carried, buffers, treedef)
 
     return GradientTransformation(init, update)
 
 
-def _state(
+def pair_state(
     rule: Rule, step: Scalar, carried: list[Any], buffers: list[Buffers], treedef: Any
 ) -> State:
     """One tree of the params' structure per buffer; `None` for a buffer that no leaf has."""

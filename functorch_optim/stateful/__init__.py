@@ -17,9 +17,11 @@ from functorch_optim.stateful.classes import (
     RMSprop,
     Rprop,
 )
+from functorch_optim.stateful.clip_grad import clip_grad_norm_, clip_grad_value_
 from functorch_optim.stateful.model import named_parameters, parameters, values
 from functorch_optim.stateful.optimizer import Optimizer
 from functorch_optim.stateful.parameter import Parameter
+from functorch_optim.stateful.paths import group_by_path
 
 __all__ = [
     "ASGD",
@@ -38,6 +40,9 @@ __all__ = [
     "RMSprop",
     "Rprop",
     "backward",
+    "clip_grad_norm_",
+    "clip_grad_value_",
+    "group_by_path",
     "lr_scheduler",
     "named_parameters",
     "parameters",

@@ -15,8 +15,18 @@ from functorch_optim.stateful.parameter import Parameter
 Group = dict[str, Any]
 
 
-def normalized(params: Any) -> tuple[list[Group], Any]:
-    """The groups, and the tree of Parameters that the user knows (for `opt.params`).
+class _Required:
+    """In `defaults`, the value of a hyperparameter that every group has to give."""
+
+    def __repr__(self) -> str:
+        return "<required parameter>"
+
+
+required = _Required()
+
+
+def normalized(params: Any) -> tuple[list[Group], list[Any], bool]:
+    """The groups, the tree of Parameters of each, and whether the user gave them as groups.
 
     Args:
       params: an iterable of Parameters, of `(name, Parameter)` tuples or of dict groups, or any
@@ -41,22 +51,14 @@ def normalized(params: Any) -> tuple[list[Group], Any]:
         if isinstance(params[0], dict) and any(
             "params" in item for item in params if isinstance(item, dict)
         ):
-            return _groups(params)
+            pairs = [normalized_group(item) for item in params]
+            return [group for group, _ in pairs], [tree for _, tree in pairs], True
         if any(isinstance(item, dict) and "params" in item for item in params):
             raise TypeError("optimizer can only optimize Tensors, but one of the params is dict")
     group, tree = normalized_group({"params": params})
     if not group["params"]:
         raise ValueError("optimizer got an empty parameter list")
-    return [group], tree
-
-
-def _groups(items: list[Any]) -> tuple[list[Group], Any]:
-    groups, trees = [], []
-    for item in items:
-        group, tree = normalized_group(item)
-        groups.append(group)
-        trees.append(tree)
-    return groups, trees
+    return [group], [tree], False
 
 
 def normalized_group(group: Any) -> tuple[Group, Any]:

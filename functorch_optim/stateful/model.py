@@ -72,7 +72,7 @@ class Skeleton(NamedTuple):
 def split(model: Any, trained: Any = None) -> tuple[Skeleton, list[Parameter], list[Any]]:
     """A model's skeleton, its Parameters to train, and its other arrays (Parameters or plain).
 
-    `trained` says which Parameters are trained, among those that require a gradient; all without.
+    `trained` says which of the Parameters that require a gradient are trained: all, if `None`.
     """
     model_leaves, treedef = jax.tree.flatten(model)
     roles: list[str] = []
@@ -80,7 +80,11 @@ def split(model: Any, trained: Any = None) -> tuple[Skeleton, list[Parameter], l
     constant: list[Any] = []
     static: list[Any] = []
     for leaf in model_leaves:
-        if isinstance(leaf, Parameter) and leaf.requires_grad and (not trained or leaf in trained):
+        if (
+            isinstance(leaf, Parameter)
+            and leaf.requires_grad
+            and (trained is None or leaf in trained)
+        ):
             roles.append("trained")
             chosen.append(leaf)
         elif isinstance(leaf, Parameter | jax.Array | np.ndarray | np.generic):

@@ -2,29 +2,40 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
-from typing import Any, NamedTuple
+import contextlib
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from functorch_optim import leaves
-from functorch_optim.per_leaf import Factory, Rule, hyperparameters_at
-from functorch_optim.scalars import is_number
-from functorch_optim.stateful import checkpoint, groups, program
+from functorch_optim.stateful import checkpoint, compiles, functional, groups, hooks, program
+from functorch_optim.stateful.hooks import (
+    Hook,
+    Hooks,
+    RemovableHandle,
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
+from functorch_optim.stateful.leaf_memory import LeafMemory, Part
 from functorch_optim.stateful.model import arrays, split, values
-from functorch_optim.stateful.numbers import numbers_of
 from functorch_optim.stateful.parameter import Parameter
-from functorch_optim.stateful.storage import Record, StateView, prepared
 
+__all__ = [
+    "Optimizer",
+    "register_optimizer_step_post_hook",
+    "register_optimizer_step_pre_hook",
+]
 
-class Part(NamedTuple):
-    """The part of one group that takes part in a step."""
-
-    hyperparameters: Mapping[str, Any]
-    parameters: list[Parameter]
-    records: list[Record]
+_HOOKS = (
+    "_step_pre_hooks",
+    "_step_post_hooks",
+    "_state_dict_pre_hooks",
+    "_state_dict_post_hooks",
+    "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
+)
 
 
 class Optimizer:
@@ -35,39 +46,44 @@ class Optimizer:
         a recompile; a changed flag (`amsgrad`, `nesterov`, `maximize`) selects another program.
       defaults: the constructor's hyperparameters.
       compile_count: how many programs this optimizer's steps have caused to be traced.
+      log_compiles: log, on the logger "functorch_optim", which input caused each of them.
     """
 
-    _factory: Factory[Any]
+    _factory: Any
 
     def __init__(self, params: Any, defaults: Mapping[str, Any]):
         self.defaults: dict[str, Any] = dict(defaults)
         self.param_groups: list[dict[str, Any]] = []
         self.compile_count = 0
+        self.log_compiles = False
+        self._last_inputs: Mapping[str, Any] | None = None
         self._opt_called = False  # for the schedulers' warning about the order of calls
-        self._records: dict[Parameter, Record] = {}
-        given, self._tree = groups.normalized(params)
+        self._lent = False
+        self._unmatched: dict[Any, Any] = {}
+        self._memory = self._new_memory()
+        self._reset_hooks()
+        given, self._trees, self._grouped = groups.normalized(params)
         for group in given:
             self._append(group)
-        every = {p for group in self.param_groups for p in group["params"]}
-        for p in every:
-            self._rule.accepts(p._data)
-        if self._rule.eager:
-            for part in self._parts(every):
-                self._records.update(zip(part.parameters, part.records, strict=True))
+        everything = self._parameters()
+        self._memory.begin(everything, self._parts(everything))
+
+    def _new_memory(self) -> Any:
+        return LeafMemory(self._factory)
 
     @property
-    def state(self) -> StateView:
+    def state(self) -> Mapping[Parameter, Mapping[str, Any]]:
         """torch's state of each parameter, `opt.state[p]["exp_avg"]`, to read."""
-        return StateView(self._records, self._rule)
+        return self._memory.view()
 
     @property
     def params(self) -> Any:
-        """The current values, in the tree (or list) that was given at construction."""
+        """The current values, in the tree (or list) that was given; of groups, a list of trees."""
         return values(self._tree)
 
     @property
-    def _rule(self) -> Rule:
-        return self._factory.rule
+    def _tree(self) -> Any:
+        return self._trees if self._grouped or len(self._trees) > 1 else self._trees[0]
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group, `{"params": ..., **options}`; missing options are the defaults.
@@ -75,21 +91,26 @@ class Optimizer:
         Raises:
           TypeError, ValueError: as at construction; nothing is added then.
         """
-        group, _ = groups.normalized_group(param_group)
+        group, tree = groups.normalized_group(param_group)
         self._append(group)
+        self._trees.append(tree)
 
     def _append(self, group: dict[str, Any]) -> None:
         groups.check_against(group, self.param_groups)
         for name, default in self.defaults.items():
+            if default is groups.required and name not in group:
+                raise ValueError(
+                    "parameter group didn't specify a value of required optimization parameter "
+                    f"{name}"
+                )
             group.setdefault(name, default)
         self.param_groups.append(group)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Sets every gradient to `None`, or to zeros."""
-        for group in self.param_groups:
-            for p in group["params"]:
-                keep = not set_to_none and p.grad is not None
-                p.grad = jnp.zeros_like(p.grad) if keep else None
+        for p in self._parameters():
+            keep = not set_to_none and p.grad is not None
+            p.grad = jnp.zeros_like(p.grad) if keep else None
 
     def step(self, closure: Any = None) -> Any:
         """Updates every parameter that has a gradient, all in one compiled call.
@@ -102,31 +123,45 @@ class Optimizer:
           What the closure returned, else `None`.
 
         Raises:
-          TypeError: gradients that do not match, a gradient of an integer parameter, a
-            hyperparameter that is no number. ValueError: a gradient's shape, a hyperparameter that
-            is NaN. KeyError: a flag was set that needs a buffer from the first step on. Nothing is
-            changed then.
+          TypeError: gradients that do not match, a hyperparameter that is no number.
+          ValueError: a gradient's shape, a hyperparameter that is NaN.
+          KeyError: a flag was set that needs a buffer from the first step on.
+          RuntimeError: the state was given away by `to_functional`. Nothing is changed by any of
+            these; an error on the device says whether the parameters are lost.
         """
+        args = (self,) if closure is None else (self, closure)
+        return hooks.around_step(
+            type(self)._step, self._step_pre_hooks, self._step_post_hooks, args, {}
+        )
+
+    def _step(self, closure: Any = None) -> Any:
+        self._check_not_lent()
         result = closure() if callable(closure) else None
         if closure is None or callable(closure):
-            grads = {p: p.grad for group in self.param_groups for p in group["params"]}
+            grads = {p: p.grad for p in self._parameters()}
         else:
             grads = self._matched(closure)
         parts = self._parts({p for p, grad in grads.items() if grad is not None})
         if parts:
-            dense = self._rule.dense
-            ordered = [[dense(grads[p]) for p in part.parameters] for part in parts]
+            dense = self._memory.dense
+            ordered = [[dense(grads[p]) for p in parameters] for _, _, parameters in parts]
             self._run(
                 parts,
-                lambda rule, layouts, data, buffers, numbers: (
+                lambda plan, data, buffers, numbers: (
                     None,
-                    *program.compiled_update(rule, layouts, data, buffers, ordered, numbers),
+                    *program.compiled_update(plan, data, buffers, ordered, numbers),
                 ),
+                ordered,
             )
         return result
 
     def make_step(
-        self, loss_fn: Callable[..., Any], model: Any, has_aux: bool = False
+        self,
+        loss_fn: Callable[..., Any],
+        model: Any,
+        has_aux: bool = False,
+        accumulate: int = 1,
+        clip_norm: float | None = None,
     ) -> Callable[..., Any]:
         """A training step as ONE compiled program: forward, backward and update.
 
@@ -135,31 +170,40 @@ class Optimizer:
           model: a tree with Parameters. Those that this optimizer holds and that require a
             gradient are trained; all else is constant.
           has_aux: loss_fn returns `(loss, aux)`.
+          accumulate: average loss and gradients over so many micro-batches, stacked along the
+            first axis of every array in args; auxiliary outputs come back stacked.
+          clip_norm: clip the gradients to this global norm before the update.
 
         Returns:
           `train_step(*args)`: updates the parameters and returns the loss (or `(loss, aux)`)
           without waiting for it. Hyperparameters stay live: they are read from `param_groups` at
-          every call. `.grad` is neither read nor written.
+          every call. `.grad` is neither read nor written, and step hooks do not run.
 
         Raises:
-          ValueError: no Parameter of the model is held by this optimizer (from `train_step`).
+          ValueError: accumulate is not a positive integer; from `train_step`: no Parameter of the
+            model is held by this optimizer, or the micro-batches are not stacked.
         """
-        train = program.compiled_train_step(loss_fn, has_aux)
+        if not isinstance(accumulate, int) or accumulate < 1:
+            raise ValueError(f"accumulate should be a positive integer, but is {accumulate!r}")
+        train = program.compiled_train_step(loss_fn, has_aux, accumulate, clip_norm)
 
         def train_step(*args: Any) -> Any:
-            held = {p for group in self.param_groups for p in group["params"]}
-            skeleton, trained, constant = split(model, held)
+            self._check_not_lent()
+            skeleton, trained, constant = split(model, self._parameters())
             if not trained:
                 raise ValueError("make_step: no Parameter of the model is held by this optimizer")
+            if accumulate > 1:
+                program.check_micro_batches(args, accumulate)
             parts = self._parts(set(trained))
-            place = {p: (i, j) for i, part in enumerate(parts) for j, p in enumerate(part[1])}
+            place = {p: (i, j) for i, part in enumerate(parts) for j, p in enumerate(part[2])}
             places = tuple(place[p] for p in trained)
             self._opt_called = True
             return self._run(
                 parts,
-                lambda rule, layouts, data, buffers, numbers: train(
-                    rule, layouts, skeleton, places, data, buffers, arrays(constant), numbers, args
+                lambda plan, data, buffers, numbers: train(
+                    plan, skeleton, places, data, buffers, arrays(constant), numbers, args
                 ),
+                args,
             )
 
         return train_step
@@ -169,22 +213,113 @@ class Optimizer:
 
         The arrays stay as they are when the optimizer goes on.
         """
-        return checkpoint.packed(self.param_groups, self.state)
+        for hook in self._state_dict_pre_hooks:
+            hook(self)
+        packed = checkpoint.packed(self.param_groups, self.state, self._unmatched)
+        return hooks.replaced(self._state_dict_post_hooks, self, packed)
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Takes over hyperparameters and state, matched by position as in torch.
+    def load_state_dict(self, state_dict: Mapping[str, Any], match: str = "position") -> None:
+        """Takes over hyperparameters and state.
 
         Floating-point buffers are cast to their parameter's dtype. Hyperparameters that the saved
         groups lack stay as they are (torch drops them).
+
+        Args:
+          state_dict: as `state_dict()` returns it, here or in torch (its tensors as arrays).
+          match: "position", as torch; or "name", by the saved `param_names`.
 
         Raises:
           ValueError: a wrong number of groups or parameters, a wrong shape, an invalid step.
           TypeError: a wrong dtype or structure. The optimizer is unchanged then.
         """
-        new_groups, records = checkpoint.unpacked(
-            state_dict, self.param_groups, self._rule, self._factory.fixed
-        )
-        self.param_groups, self._records = new_groups, records
+        state_dict = hooks.replaced(self._load_state_dict_pre_hooks, self, dict(state_dict))
+        fixed = self._factory.fixed
+        found = checkpoint.matched(state_dict, self.param_groups, fixed, match)
+        memory = self._memory.loaded(found.entries)
+        self.param_groups, self._memory, self._unmatched = found.groups, memory, found.unmatched
+        for hook in self._load_state_dict_post_hooks:
+            hook(self)
+
+    @contextlib.contextmanager
+    def swap_in(self, params: Any, state: Mapping[str, Any]) -> Iterator[Optimizer]:
+        """Temporarily puts other values and another state in the place of the live ones.
+
+        `with opt.swap_in(params, state_dict): ...` steps on them; on leaving, also by an exception,
+        values, gradients, hyperparameters and state are the live ones again. Read the results
+        (`opt.params`, `opt.state_dict()`) inside.
+
+        Args:
+          params: a tree like `opt.params`.
+          state: a `state_dict()`.
+
+        Raises:
+          TypeError, ValueError: they do not fit; nothing is changed then.
+        """
+        cells, treedef = leaves.flatten(self._tree)
+        given = leaves.flatten_like(params, treedef, "params", "the optimizer's parameters")
+        live = (self.param_groups, self._memory, self._unmatched)
+        held = [(p, p._data, p.grad) for p in cells]
+        try:
+            for p, value in zip(cells, given, strict=True):
+                p.data, p.grad = value, None
+            self.load_state_dict(state)
+            yield self
+        finally:
+            self.param_groups, self._memory, self._unmatched = live
+            for p, value, grad in held:
+                p.data, p.grad = value, grad
+
+    def to_functional(self) -> tuple[Any, Any, Any]:
+        """The optimizer as `(pair, params, state)`, for a loop inside `jit` or `lax.scan`.
+
+        Hyperparameters are those of now. The state is given away: the optimizer refuses to step
+        until `from_functional` gives it back.
+        """
+        self._check_not_lent()
+        result = functional.lent(self._memory, self._parts(self._parameters()), self._tree)
+        self._lent = True
+        return result
+
+    def from_functional(self, params: Any, state: Any) -> None:
+        """Takes back what `to_functional` gave away, further on.
+
+        Raises:
+          RuntimeError: nothing was given away. TypeError, ValueError: params or state do not fit;
+            nothing is changed then.
+        """
+        if not self._lent:
+            raise RuntimeError("nothing to take back: to_functional was not called before")
+        parts = self._parts(self._parameters())
+        functional.take_back(self._memory, parts, self._tree, params, state)
+        self._lent = False
+
+    def register_step_pre_hook(self, hook: Hook) -> RemovableHandle:
+        """Runs `hook(optimizer, args, kwargs) -> None | (args, kwargs)` before each step."""
+        return self._step_pre_hooks.add(hook)
+
+    def register_step_post_hook(self, hook: Hook) -> RemovableHandle:
+        """Runs `hook(optimizer, args, kwargs)` after each step."""
+        return self._step_post_hooks.add(hook)
+
+    def register_state_dict_pre_hook(self, hook: Hook, prepend: bool = False) -> RemovableHandle:
+        """Runs `hook(optimizer)` before `state_dict()`."""
+        return self._state_dict_pre_hooks.add(hook, prepend)
+
+    def register_state_dict_post_hook(self, hook: Hook, prepend: bool = False) -> RemovableHandle:
+        """Runs `hook(optimizer, state_dict) -> None | state_dict` after `state_dict()`."""
+        return self._state_dict_post_hooks.add(hook, prepend)
+
+    def register_load_state_dict_pre_hook(
+        self, hook: Hook, prepend: bool = False
+    ) -> RemovableHandle:
+        """Runs `hook(optimizer, state_dict) -> None | state_dict` before loading."""
+        return self._load_state_dict_pre_hooks.add(hook, prepend)
+
+    def register_load_state_dict_post_hook(
+        self, hook: Hook, prepend: bool = False
+    ) -> RemovableHandle:
+        """Runs `hook(optimizer)` after loading."""
+        return self._load_state_dict_post_hooks.add(hook, prepend)
 
     def __repr__(self) -> str:
         text = f"{type(self).__name__} ("
@@ -196,9 +331,33 @@ class Optimizer:
         return text + ")"
 
     def __getstate__(self) -> dict[str, Any]:
-        # As torch: what was put on this object from outside (a scheduler's step) stays behind.
-        names = ("defaults", "param_groups", "compile_count", "_opt_called", "_records", "_tree")
-        return {name: getattr(self, name) for name in names}
+        # As torch: hooks, and what was put on this object from outside (a scheduler's step), stay
+        # behind.
+        outside = ("step", "_last_inputs", *_HOOKS)
+        return {name: value for name, value in self.__dict__.items() if name not in outside}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._last_inputs = None
+        self._reset_hooks()
+
+    def _reset_hooks(self) -> None:
+        self._step_pre_hooks = Hooks()
+        self._step_post_hooks = Hooks()
+        self._state_dict_pre_hooks = Hooks()
+        self._state_dict_post_hooks = Hooks()
+        self._load_state_dict_pre_hooks = Hooks()
+        self._load_state_dict_post_hooks = Hooks()
+
+    def _check_not_lent(self) -> None:
+        if self._lent:
+            raise RuntimeError(
+                "this optimizer's state was given away by to_functional; give it back with "
+                "from_functional(params, state) first"
+            )
+
+    def _parameters(self) -> dict[Parameter, None]:
+        return {p: None for group in self.param_groups for p in group["params"]}
 
     def _matched(self, grads: Any) -> dict[Parameter, Any]:
         """A tree of gradients, by Parameter."""
@@ -210,78 +369,46 @@ class Optimizer:
         }
 
     def _parts(self, members: Collection[Parameter]) -> list[Part]:
-        """The parts of the groups that are among these members, checked and ready."""
-        parts = []
+        """The parts of the groups that are among these members: `(index, group, parameters)`."""
+        parts: list[Part] = []
         for index, group in enumerate(self.param_groups):
             chosen = [p for p in dict.fromkeys(group["params"]) if p in members]
-            if not chosen:
-                continue
-            hyperparameters = self._hyperparameters(index, group)
-            flags = _flags(self._rule, hyperparameters)
-            records = []
-            for p in chosen:
-                record = self._records.get(p)
-                if record is None or record.flags is not flags:
-                    h = hyperparameters_at(hyperparameters, 0)
-                    record = prepared(record, self._rule, p, h, flags)
-                records.append(record)
-            parts.append(Part(hyperparameters, chosen, records))
+            if chosen:
+                parts.append((index, group, chosen))
         return parts
 
-    def _hyperparameters(self, index: int, group: Mapping[str, Any]) -> dict[str, Any]:
-        """A group's values of the factory's arguments, checked to be usable."""
-        found = {}
-        for name, default in self._factory.defaults.items():
-            value = group.get(name, default)
-            value = tuple(value) if isinstance(value, list) else value
-            for item in value if isinstance(value, tuple) else (value,):
-                if isinstance(item, str) and not (default is None or isinstance(default, str)):
-                    raise TypeError(
-                        f"param_groups[{index}][{name!r}] should be a number, an array or a "
-                        f"schedule, but is {value!r}"
-                    )
-                if isinstance(item, float) and math.isnan(item):
-                    raise ValueError(f"param_groups[{index}][{name!r}] is {value!r}")
-            found[name] = value
-        return found
-
-    def _run(self, parts: Sequence[Part], compute: Callable[..., Any]) -> Any:
+    def _run(self, parts: list[Part], compute: Callable[..., Any], inputs: Any) -> Any:
         """Runs a compiled program on the parts' values and buffers, and keeps its results."""
-        rule = self._rule
-        layouts, numbers, carried = numbers_of(rule, [(part[0], part[2]) for part in parts])
-        buffers = [[record.release() for record in part.records] for part in parts]
-        data = [[p.release() for p in part.parameters] for part in parts]
+        plan, buffers, numbers, commit = self._memory.prepare(parts)
+        data = [[p.release() for p in parameters] for _, _, parameters in parts]
+        described = compiles.described(parts, buffers, inputs) if self.log_compiles else None
         traced = program.trace_count()
         try:
-            result, new_data, new_buffers = compute(rule, layouts, data, buffers, numbers)
-        except Exception as error:
+            result, new_data, new_buffers = compute(plan, data, buffers, numbers)
+        except BaseException as error:
             if any(x.is_deleted() for x in jax.tree.leaves((data, buffers))):
                 raise RuntimeError(
                     "the step failed after its parameters and state were given to the device: "
                     "they are lost. Restore them from a checkpoint."
                 ) from error
             raise
-        self.compile_count += program.trace_count() - traced
-        for part, *columns in zip(parts, new_data, new_buffers, carried, strict=True):
-            for p, record, *new in zip(part.parameters, part.records, *columns, strict=True):
-                p.replace(new[0])
-                record.replace(new[1], new[2])
-                self._records[p] = record
+        try:
+            self._keep(parts, new_data, new_buffers, commit)
+        except BaseException:  # an interrupt: nothing stays half updated
+            self._keep(parts, new_data, new_buffers, commit)
+            raise
+        new = program.trace_count() - traced
+        self.compile_count += new
+        if described is not None:
+            if new:
+                compiles.log(self, self._last_inputs, described)
+            self._last_inputs = described
         return result
 
-
-def _flags(rule: Rule, hyperparameters: Mapping[str, Any]) -> Hashable:
-    """What of the hyperparameters decides which buffers there are: all but the size of numbers.
-
-    The same object for equal flags, so that a comparison is `is`.
-    """
-    flags: list[Hashable] = []
-    for name, value in hyperparameters.items():
-        if isinstance(value, bool | str | None) or name in rule.static:
-            flags.append(value)
-        else:
-            flags.append((type(value), is_number(value) and value == 0))
-    return _unique.setdefault(tuple(flags), tuple(flags))
-
-
-_unique: dict[Hashable, Hashable] = {}
+    def _keep(
+        self, parts: list[Part], data: Any, buffers: Any, commit: Callable[[Any], None]
+    ) -> None:
+        for (_, _, parameters), new in zip(parts, data, strict=True):
+            for p, value in zip(parameters, new, strict=True):
+                p.replace(value)
+        commit(buffers)

@@ -44,7 +44,7 @@ class Parameter:
     @data.setter
     def data(self, value: Any) -> None:
         value = value if isinstance(value, jax.Array) else jnp.array(value)
-        self._check_like("value", value)
+        self.check_like("value", value)
         self._data = value
         self._read = True
 
@@ -80,7 +80,8 @@ class Parameter:
                 )
         return value
 
-    def _check_like(self, what: str, value: jax.Array) -> None:
+    def check_like(self, what: str, value: jax.Array) -> None:
+        """Raises ValueError for another shape than the value's, TypeError for another dtype."""
         if value.shape != self._data.shape or value.dtype != self._data.dtype:
             raise (ValueError if value.shape != self._data.shape else TypeError)(
                 f"a {what} of shape {value.shape} and dtype {value.dtype} was assigned to "

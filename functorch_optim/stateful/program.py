@@ -3,19 +3,44 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 
-from functorch_optim import leaves
-from functorch_optim.per_leaf import Buffers, Rule, step_leaf
+from functorch_optim.base import EmptyState
 from functorch_optim.stateful.backward import value_and_grads
 from functorch_optim.stateful.model import Skeleton
-from functorch_optim.stateful.numbers import Layout, Numbers, unpacked
+from functorch_optim.transforms.clipping import clip_by_global_norm
 
 Grouped = Sequence[Sequence[Any]]
 Place = tuple[int, int]
+
+
+class Plan(Hashable, Protocol):
+    """What selects a compiled program, and the update that the program holds."""
+
+    def update(
+        self, data: Grouped, buffers: Any, grads: Grouped, numbers: Any
+    ) -> tuple[Grouped, Any]:
+        """New values of each group's parameters, and new buffers. To be traced."""
+
+
+class Prepared(NamedTuple):
+    """A step that is ready to run.
+
+    Attributes:
+      plan: selects the program.
+      buffers: the state of the parameters that take part, to be donated.
+      numbers: all numbers of the step.
+      commit: takes the new buffers. Calling it again does no harm.
+    """
+
+    plan: Plan
+    buffers: Any
+    numbers: Any
+    commit: Callable[[Any], None]
 
 
 class _Counter:
@@ -27,52 +52,64 @@ def trace_count() -> int:
     return _Counter.traced
 
 
-def update_groups(
-    rule: Rule,
-    layouts: Sequence[Layout],
-    data: Grouped,
-    buffers: Grouped,
-    grads: Grouped,
-    numbers: Numbers,
-) -> tuple[list[list[jax.Array]], list[list[Buffers]]]:
-    """New values and buffers of all groups' parameters. To be traced."""
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=(1, 2))
+def compiled_update(plan: Plan, data: Grouped, buffers: Any, grads: Grouped, numbers: Any) -> Any:
+    """The update alone: `(data, buffers)`."""
     _Counter.traced += 1
-    new_data: list[list[jax.Array]] = []
-    new_buffers: list[list[Buffers]] = []
-    rows = unpacked(layouts, [len(group) for group in data], numbers)
-    for columns in zip(data, buffers, grads, rows, strict=True):
-        new_data.append([])
-        new_buffers.append([])
-        for p, old, g, s in zip(*columns, strict=True):
-            update, new = step_leaf(rule.leaf, g, p, old, s)
-            new_data[-1].append(leaves.add(p, update))
-            new_buffers[-1].append(new)
-    return new_data, new_buffers
+    return plan.update(data, buffers, grads, numbers)
 
 
-compiled_update = jax.jit(update_groups, static_argnums=(0, 1), donate_argnums=(2, 3))
-
-
-def compiled_train_step(loss_fn: Callable[..., Any], has_aux: bool) -> Callable[..., Any]:
+def compiled_train_step(
+    loss_fn: Callable[..., Any], has_aux: bool, accumulate: int, clip_norm: Any
+) -> Callable[..., Any]:
     """Forward, backward and update in one program, which returns `(result, data, buffers)`."""
 
-    @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=(4, 5))
+    @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=(3, 4))
     def train_step(
-        rule: Rule,
-        layouts: Sequence[Layout],
+        plan: Plan,
         skeleton: Skeleton,
         places: Sequence[Place],
         data: Grouped,
-        buffers: Grouped,
+        buffers: Any,
         constant: Sequence[Any],
-        numbers: Numbers,
-        args: Sequence[Any],
+        numbers: Any,
+        args: Any,
     ) -> Any:
+        _Counter.traced += 1
         # places: the (group, position) of each trained leaf, in the model's order
-        trained = [data[group][position] for group, position in places]
-        result, flat = value_and_grads(loss_fn, has_aux, skeleton, trained, constant, args)
+        trained = tuple(data[group][position] for group, position in places)
+        compute = functools.partial(value_and_grads, loss_fn, has_aux, skeleton, trained, constant)
+        result, flat = compute(args) if accumulate == 1 else _mean(compute, trained, args, has_aux)
+        if clip_norm is not None:
+            flat, _ = clip_by_global_norm(clip_norm).update(flat, EmptyState())
         by_place = dict(zip(places, flat, strict=True))
         grads = [[by_place[i, j] for j in range(len(group))] for i, group in enumerate(data)]
-        return result, *update_groups(rule, layouts, data, buffers, grads, numbers)
+        return result, *plan.update(data, buffers, grads, numbers)
 
     return train_step
+
+
+def _mean(compute: Callable[..., Any], trained: Sequence[jax.Array], args: Any, has_aux: bool):  # type: ignore[no-untyped-def]  # as value_and_grads
+    """The mean loss and gradients over micro-batches; every aux, stacked."""
+    count = len(jax.tree.leaves(args)[0])
+
+    def micro(total: Any, args: Any) -> Any:
+        result, grads = compute(args)
+        return jax.tree.map(jnp.add, total, grads), result
+
+    total, results = jax.lax.scan(micro, jax.tree.map(jnp.zeros_like, trained), args)
+    grads = jax.tree.map(lambda g: g / count, total)
+    if has_aux:
+        losses, aux = results
+        return (jnp.mean(losses, axis=0), aux), grads
+    return jnp.mean(results, axis=0), grads
+
+
+def check_micro_batches(args: Any, count: int) -> None:
+    """Raises ValueError unless every array of the batch has a first axis of this length."""
+    for path, x in jax.tree_util.tree_flatten_with_path(args)[0]:
+        if jnp.ndim(x) == 0 or jnp.shape(x)[0] != count:
+            raise ValueError(
+                f"make_step(accumulate={count}) takes {count} micro-batches stacked along the "
+                f"first axis, but argument {jax.tree_util.keystr(path)} has shape {jnp.shape(x)}"
+            )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import sys
 from collections.abc import Hashable, Iterator, Mapping
 from types import MappingProxyType, SimpleNamespace
@@ -10,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from functorch_optim.per_leaf import Buffers, Rule, init_leaf
 from functorch_optim.scalars import float32
@@ -48,12 +50,17 @@ class Record:
                     self.buffers[name] = jnp.copy(buffer)
         return tuple(None if name is None else self.buffers[name] for name in self.names)
 
-    def replace(self, new: Buffers, carried: tuple[Any, ...]) -> None:
+    def shared(self) -> Buffers:
+        """The buffers in use, to be held by somebody else."""
+        self._read = True
+        return tuple(None if name is None else self.buffers[name] for name in self.names)
+
+    def replace(self, new: Buffers, step: int, carried: tuple[Any, ...]) -> None:
         """Takes the results of an update; nobody else holds these arrays."""
         for name, buffer in zip(self.names, new, strict=True):
             if name is not None:
                 self.buffers[name] = buffer
-        self.step += 1
+        self.step = step
         self.carried = carried
         self._read = False
 
@@ -95,6 +102,53 @@ def _needed(rule: Rule, p: Parameter, h: SimpleNamespace) -> frozenset[str]:
     like = jax.ShapeDtypeStruct(p.shape, p.dtype)
     shapes = jax.eval_shape(lambda x: init_leaf(rule, x, h), like)
     return frozenset(n for n, s in zip(rule.buffers, shapes, strict=True) if s is not None)
+
+
+def from_torch(entries: Any, p: Parameter, rule: Rule, key: Any) -> Record:
+    """A record from torch's per-parameter dict; `key` names it in messages.
+
+    Raises:
+      TypeError, ValueError: an entry that cannot be this parameter's.
+    """
+    where = f"state of parameter {key}" + (f" ({p.name})" if p.name else "")
+    if not isinstance(entries, Mapping):
+        raise TypeError(f"{where} should be a dict, but is {type(entries).__name__}")
+    present = {name: value for name, value in entries.items() if value is not None}
+    step = 1  # an algorithm without `step` starts anew where it has no buffers
+    if rule.torch_has_step:
+        step = _step(present.pop("step", None), where)
+    carried = tuple(_number(present.pop(name, None), f"{where}: {name}") for name in rule.carried)
+    buffers = {name: _buffer(value, p, f"{where}: {name}") for name, value in present.items()}
+    return Record(step, carried, buffers)
+
+
+def _step(value: Any, where: str) -> int:
+    number = _number(value, f"{where}: step")
+    if not (math.isfinite(number) and number >= 0 and number == int(number)):
+        raise ValueError(f"{where}: step should be a count of updates, but is {number}")
+    return int(number)
+
+
+def _number(value: Any, where: str) -> float:
+    if value is None:
+        raise ValueError(f"{where} is missing")
+    array = np.asarray(value)
+    if array.size != 1 or array.dtype.kind not in "iuf":
+        raise TypeError(f"{where} should be a number, but is {value!r}")
+    return float(array.reshape(()))
+
+
+def _buffer(value: Any, p: Parameter, where: str) -> jax.Array:
+    if np.shape(value) != p.shape:
+        raise ValueError(
+            f"{where} has shape {np.shape(value)}, but its parameter has shape {p.shape}"
+        )
+    array = value if isinstance(value, jax.Array) else jnp.array(np.asarray(value))
+    if not jnp.issubdtype(array.dtype, jnp.number) or (
+        jnp.iscomplexobj(array) and not jnp.issubdtype(p.dtype, jnp.complexfloating)
+    ):
+        raise TypeError(f"{where} has dtype {array.dtype}, but its parameter has dtype {p.dtype}")
+    return array.astype(p.dtype)
 
 
 @functools.lru_cache(maxsize=1024)

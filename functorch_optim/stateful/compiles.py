@@ -1,0 +1,55 @@
+"""Why a step was compiled: what of its inputs changed since the step before."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+
+from functorch_optim.stateful.parameter import Parameter
+
+logger = logging.getLogger("functorch_optim")
+
+
+def described(
+    parts: Sequence[tuple[int, Mapping[str, Any], list[Parameter]]], buffers: Any, inputs: Any
+) -> dict[str, Any]:
+    """All that may select a program, by name: shapes and dtypes, members, flags."""
+    found: dict[str, Any] = {}
+    for index, group, parameters in parts:
+        for key, value in group.items():
+            if key not in ("params", "param_names"):
+                live = isinstance(value, float | int) and not isinstance(value, bool)
+                found[f"param_groups[{index}][{key!r}]"] = "a number" if live else _abstract(value)
+        for position, p in enumerate(parameters):
+            name = p.name or f"param_groups[{index}]['params'][{position}]"
+            found[f"parameter {name}"] = _abstract(p._data)
+    for what, tree in (("state", buffers), ("input", inputs)):
+        for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+            found[f"{what} {jax.tree_util.keystr(path)}"] = _abstract(leaf)
+    return found
+
+
+def _abstract(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple("a number" if isinstance(x, float) else _abstract(x) for x in value)
+    if hasattr(value, "dtype"):
+        return f"{value.dtype}{list(value.shape)}"
+    return value
+
+
+def log(optimizer: Any, before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> None:
+    """Logs which inputs differ from those of the step before."""
+    name = type(optimizer).__name__
+    if before is None:
+        logger.warning("%s: compiled its first step", name)
+        return
+    changes = [
+        f"{key}: {before.get(key, 'absent')} -> {now.get(key, 'absent')}"
+        for key in {**before, **now}
+        if before.get(key, "absent") != now.get(key, "absent")
+    ]
+    cause = "; ".join(changes) or "parameters whose steps differ, or another loss function"
+    logger.warning("%s: compiled a step because of %s", name, cause)

@@ -1,0 +1,99 @@
+"""Functions that users register to run around an optimizer's methods, in torch's order."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+Hook = Callable[..., Any]
+
+
+class Hooks:
+    """Registered functions, in the order in which they run."""
+
+    def __init__(self) -> None:
+        self._by_key: dict[int, Hook] = {}
+        self._keys = itertools.count()
+
+    def add(self, hook: Hook, prepend: bool = False) -> RemovableHandle:
+        """Registers a function, behind the others or in front of them."""
+        key = next(self._keys)
+        if prepend:
+            self._by_key = {key: hook, **self._by_key}
+        else:
+            self._by_key[key] = hook
+        return RemovableHandle(self, key)
+
+    def remove(self, key: int) -> None:
+        """Takes a function out, if it is there."""
+        self._by_key.pop(key, None)
+
+    def __iter__(self) -> Iterator[Hook]:
+        return iter(list(self._by_key.values()))  # a hook may remove itself
+
+
+class RemovableHandle:
+    """What registering returns: `remove()` takes the function out again; so does leaving `with`."""
+
+    def __init__(self, hooks: Hooks, key: int):
+        self._hooks = hooks
+        self._key = key
+
+    def remove(self) -> None:
+        """Takes the function out. Doing it twice is no error."""
+        self._hooks.remove(self._key)
+
+    def __enter__(self) -> RemovableHandle:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.remove()
+
+
+_before_any_step = Hooks()
+_after_any_step = Hooks()
+
+
+def register_optimizer_step_pre_hook(hook: Hook) -> RemovableHandle:
+    """Runs `hook(optimizer, args, kwargs)` before each step of every optimizer.
+
+    It may return `(new_args, new_kwargs)`; args include the optimizer, as in torch.
+    """
+    return _before_any_step.add(hook)
+
+
+def register_optimizer_step_post_hook(hook: Hook) -> RemovableHandle:
+    """Runs `hook(optimizer, args, kwargs)` after each step of every optimizer."""
+    return _after_any_step.add(hook)
+
+
+def around_step(
+    step: Hook, before: Hooks, after: Hooks, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """Calls `step(*args, **kwargs)` between the hooks: global ones outermost.
+
+    Raises:
+      RuntimeError: a hook returned something that is not new arguments.
+    """
+    for hook in (*_before_any_step, *before):
+        result = hook(args[0], args, kwargs)
+        if result is None:
+            continue
+        if not (isinstance(result, tuple) and len(result) == 2):
+            raise RuntimeError(
+                f"{step} must return None or a tuple of (new_args, new_kwargs), but got {result}."
+            )
+        args, kwargs = result
+    returned = step(*args, **kwargs)
+    for hook in (*after, *_after_any_step):
+        hook(args[0], args, kwargs)
+    return returned
+
+
+def replaced(hooks: Hooks, optimizer: Any, value: Any) -> Any:
+    """The value after each hook had the chance to return another in its place."""
+    for hook in hooks:
+        result = hook(optimizer, value)
+        value = value if result is None else result
+    return value

@@ -1,0 +1,191 @@
+"""The memory of an optimizer whose algorithm works leaf by leaf: a record for each parameter."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Hashable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from functorch_optim import leaves
+from functorch_optim.per_leaf import (
+    Buffers,
+    Factory,
+    Rule,
+    hyperparameters_at,
+    pair_state,
+    step_leaf,
+)
+from functorch_optim.scalars import is_number
+from functorch_optim.stateful import hyperparameters
+from functorch_optim.stateful.numbers import Layout, Numbers, numbers_of, unpacked
+from functorch_optim.stateful.parameter import Parameter
+from functorch_optim.stateful.program import Grouped, Prepared
+from functorch_optim.stateful.storage import (
+    Record,
+    StateView,
+    from_torch,
+    prepared,
+    scalar_array,
+)
+
+Part = tuple[int, Mapping[str, Any], list[Parameter]]
+
+
+class LeafPlan(NamedTuple):
+    """Selects the program of a leaf-by-leaf update."""
+
+    rule: Rule
+    layouts: tuple[Layout, ...]
+
+    def update(
+        self, data: Grouped, buffers: Grouped, grads: Grouped, numbers: Numbers
+    ) -> tuple[list[list[jax.Array]], list[list[Buffers]]]:
+        """New values and buffers, parameter by parameter. To be traced."""
+        new_data: list[list[jax.Array]] = []
+        new_buffers: list[list[Buffers]] = []
+        rows = unpacked(self.layouts, [len(group) for group in data], numbers)
+        for columns in zip(data, buffers, grads, rows, strict=True):
+            new_data.append([])
+            new_buffers.append([])
+            for p, old, g, s in zip(*columns, strict=True):
+                update, new = step_leaf(self.rule.leaf, g, p, old, s)
+                new_data[-1].append(leaves.add(p, update))
+                new_buffers[-1].append(new)
+        return new_data, new_buffers
+
+
+class LeafMemory:
+    """What an optimizer remembers, parameter by parameter."""
+
+    def __init__(self, factory: Factory[Any], records: dict[Parameter, Record] | None = None):
+        self.factory = factory
+        self.records = records or {}
+
+    @property
+    def rule(self) -> Rule:
+        """The algorithm's."""
+        return self.factory.rule
+
+    def begin(self, parameters: Collection[Parameter], parts: Sequence[Part]) -> None:
+        """Refuses what the algorithm cannot train; creates the state that torch has at once."""
+        for p in parameters:
+            self.rule.accepts(p._data)
+        if self.rule.eager:
+            for _, records in self._ready(parts):
+                self.records.update(records)
+
+    def dense(self, grad: Any) -> jax.Array:
+        """A gradient as the algorithm takes it."""
+        return self.rule.dense(grad)
+
+    def prepare(self, parts: Sequence[Part]) -> Prepared:
+        """The next step of these parts of the groups.
+
+        Raises:
+          TypeError, ValueError: an unusable hyperparameter.
+          KeyError: a flag was set that needs a buffer from the first step on.
+        """
+        ready = self._ready(parts)
+        groups = [(values, list(records.values())) for values, records in ready]
+        layouts, numbers, carried = numbers_of(self.rule, groups)
+        buffers = [[record.release() for record in records] for _, records in groups]
+        steps = [[record.step + 1 for record in records] for _, records in groups]
+
+        def commit(new: Grouped) -> None:
+            for (_, records), *columns in zip(ready, new, steps, carried, strict=True):
+                for record, *results in zip(records.values(), *columns, strict=True):
+                    record.replace(*results)
+                self.records.update(records)
+
+        return Prepared(LeafPlan(self.rule, layouts), buffers, numbers, commit)
+
+    def _ready(self, parts: Sequence[Part]) -> list[tuple[dict[str, Any], dict[Parameter, Record]]]:
+        """For each part its hyperparameters, and records with the buffers that they need."""
+        ready = []
+        for index, group, parameters in parts:
+            values = hyperparameters.checked(self.factory.defaults, group, index)
+            flags = _flags(self.rule, values)
+            records = {}
+            for p in parameters:
+                record = self.records.get(p)
+                if record is None or record.flags is not flags:
+                    h = hyperparameters_at(values, 0)
+                    record = prepared(record, self.rule, p, h, flags)
+                records[p] = record
+            ready.append((values, records))
+        return ready
+
+    def view(self) -> StateView:
+        """torch's per-parameter state, to read."""
+        return StateView(self.records, self.rule)
+
+    def loaded(self, entries: Mapping[Parameter, tuple[Any, Any]]) -> LeafMemory:
+        """A new memory from torch's per-parameter dicts, each with its key for messages.
+
+        Raises:
+          TypeError, ValueError: an entry that cannot be this parameter's.
+        """
+        records = {p: from_torch(values, p, self.rule, key) for p, (key, values) in entries.items()}
+        return LeafMemory(self.factory, records)
+
+    def cohorts(
+        self, parts: Sequence[Part], cells: Sequence[Parameter]
+    ) -> list[tuple[dict[str, Any], tuple[int, ...]]]:
+        """Parameters with the same hyperparameters and step, as positions among the cells."""
+        position = {p: i for i, p in enumerate(cells)}
+        found = []
+        for values, records in self._ready(parts):
+            self.records.update(records)
+            own = {k: v for k, v in values.items() if k not in self.factory.fixed}
+            by_step: dict[Any, list[int]] = {}
+            for p, record in records.items():
+                by_step.setdefault((record.step, record.carried), []).append(position[p])
+            found += [(own, tuple(where)) for where in by_step.values()]
+        return found
+
+    def pair_state(self, members: Sequence[Parameter]) -> Any:
+        """The state of the algorithm's pair over a list of parameters of one cohort."""
+        records = [self.records[p] for p in members]
+        buffers = [record.shared() for record in records]
+        carried = [scalar_array(x) for x in records[0].carried]
+        _, treedef = leaves.flatten([0] * len(members))
+        return pair_state(self.rule, scalar_array(records[0].step), carried, buffers, treedef)
+
+    def records_of(
+        self, cohorts: Sequence[tuple[Sequence[Parameter], Any]]
+    ) -> dict[Parameter, Record]:
+        """The records of cohorts from their pairs' states: the inverse of `pair_state`."""
+        found = {}
+        for members, state in cohorts:
+            _, treedef = leaves.flatten([0] * len(members))
+            columns = [
+                [None] * len(members)
+                if getattr(state, name) is None
+                else leaves.flatten_like(getattr(state, name), treedef, "state", "its parameters")
+                for name in self.rule.buffers
+            ]
+            carried = tuple(float(getattr(state, name)) for name in self.rule.carried)
+            for p, *row in zip(members, *columns, strict=True):
+                present = {
+                    n: b for n, b in zip(self.rule.buffers, row, strict=True) if b is not None
+                }
+                found[p] = Record(int(state.step), carried, present)
+        return found
+
+
+def _flags(rule: Rule, values: Mapping[str, Any]) -> Hashable:
+    """What of the hyperparameters decides which buffers there are: all but the size of numbers.
+
+    The same object for equal flags, so that a comparison is `is`.
+    """
+    flags: list[Hashable] = []
+    for name, value in values.items():
+        if isinstance(value, bool | str | None) or name in rule.static:
+            flags.append(value)
+        else:
+            flags.append((type(value), is_number(value) and value == 0))
+    return _unique.setdefault(tuple(flags), tuple(flags))
+
+
+_unique: dict[Hashable, Hashable] = {}
