@@ -1,6 +1,6 @@
 """torch's face of the library: `import functorch_optim.stateful as optim`."""
 
-from functorch_optim.stateful import lr_scheduler
+from functorch_optim.stateful import lr_scheduler, swa_utils
 from functorch_optim.stateful.backward import backward
 from functorch_optim.stateful.classes import (
     ASGD,
@@ -46,5 +46,6 @@ __all__ = [
     "lr_scheduler",
     "named_parameters",
     "parameters",
+    "swa_utils",
     "values",
 ]

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from functorch_optim.leaves import add
 from functorch_optim.stateful.model import Skeleton, arrays, split
 
 
@@ -66,4 +67,4 @@ def value_and_grads(
 
 @jax.jit
 def _sum(before: tuple[Any, ...], grads: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-    return tuple(g if b is None else b + g for b, g in zip(before, grads, strict=True))
+    return tuple(g if b is None else add(b, g) for b, g in zip(before, grads, strict=True))

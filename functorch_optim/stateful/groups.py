@@ -44,16 +44,14 @@ def normalized(params: Any) -> tuple[list[Group], list[Any], bool]:
         raise TypeError("'NoneType' object is not iterable")
     if _is_iterator(params):
         params = list(params)
-    if isinstance(params, list | tuple | set | frozenset) and not _is_namedtuple(params):
+    if isinstance(params, set | frozenset):
         params = list(params)
-        if not params:
-            raise ValueError("optimizer got an empty parameter list")
-        if isinstance(params[0], dict) and any(
-            "params" in item for item in params if isinstance(item, dict)
-        ):
+    if isinstance(params, list | tuple) and not _is_namedtuple(params):
+        has_groups = any(isinstance(item, dict) and "params" in item for item in params)
+        if has_groups and isinstance(params[0], dict):
             pairs = [normalized_group(item) for item in params]
             return [group for group, _ in pairs], [tree for _, tree in pairs], True
-        if any(isinstance(item, dict) and "params" in item for item in params):
+        if has_groups:
             raise TypeError("optimizer can only optimize Tensors, but one of the params is dict")
     group, tree = normalized_group({"params": params})
     if not group["params"]:
@@ -75,7 +73,8 @@ def normalized_group(group: Any) -> tuple[Group, Any]:
         params = [params]
     if _is_iterator(params):
         params = list(params)
-    if isinstance(params, list) and any(_is_named(item) for item in params):
+    ordered = isinstance(params, list | tuple) and not _is_namedtuple(params)
+    if ordered and any(_is_named(item) for item in params):
         _check_all_named(params)
         group["param_names"] = [name for name, _ in params]
         params = [p for _, p in params]

@@ -170,7 +170,7 @@ class LeafMemory:
                 present = {
                     n: b for n, b in zip(self.rule.buffers, row, strict=True) if b is not None
                 }
-                found[p] = Record(int(state.step), carried, present)
+                found[p] = Record(int(state.step), carried, present, outside=True)
         return found
 
 

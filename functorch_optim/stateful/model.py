@@ -51,22 +51,19 @@ class Skeleton(NamedTuple):
 
     Attributes:
       treedef: the structure.
-      roles: for each leaf, "trained", "constant" (an array), or "static".
-      static: the leaves that are not arrays, in order.
+      sources: for each leaf, "trained" or "constant" and the index of its array among those, or
+        "static" and the leaf itself. A Parameter in two places is one array.
     """
 
     treedef: jax.tree_util.PyTreeDef
-    roles: tuple[str, ...]
-    static: tuple[Any, ...]
+    sources: tuple[tuple[str, Any], ...]
 
     def fill(self, trained: Sequence[Any], constant: Sequence[Any]) -> Any:
         """The plain tree with these arrays in their places."""
-        sources = {
-            "trained": iter(trained),
-            "constant": iter(constant),
-            "static": iter(self.static),
-        }
-        return self.treedef.unflatten([next(sources[role]) for role in self.roles])
+        arrays = {"trained": trained, "constant": constant}
+        return self.treedef.unflatten(
+            [where if kind == "static" else arrays[kind][where] for kind, where in self.sources]
+        )
 
 
 def split(model: Any, trained: Any = None) -> tuple[Skeleton, list[Parameter], list[Any]]:
@@ -75,25 +72,19 @@ def split(model: Any, trained: Any = None) -> tuple[Skeleton, list[Parameter], l
     `trained` says which of the Parameters that require a gradient are trained: all, if `None`.
     """
     model_leaves, treedef = jax.tree.flatten(model)
-    roles: list[str] = []
-    chosen: list[Parameter] = []
+    sources: list[tuple[str, Any]] = []
+    chosen: dict[Parameter, int] = {}
     constant: list[Any] = []
-    static: list[Any] = []
     for leaf in model_leaves:
-        if (
-            isinstance(leaf, Parameter)
-            and leaf.requires_grad
-            and (trained is None or leaf in trained)
-        ):
-            roles.append("trained")
-            chosen.append(leaf)
+        wanted = isinstance(leaf, Parameter) and leaf.requires_grad
+        if wanted and (trained is None or leaf in trained):
+            sources.append(("trained", chosen.setdefault(leaf, len(chosen))))
         elif isinstance(leaf, Parameter | jax.Array | np.ndarray | np.generic):
-            roles.append("constant")
+            sources.append(("constant", len(constant)))
             constant.append(leaf)
         else:
-            roles.append("static")
-            static.append(leaf)
-    return Skeleton(treedef, tuple(roles), tuple(static)), chosen, constant
+            sources.append(("static", leaf))
+    return Skeleton(treedef, tuple(sources)), list(chosen), constant
 
 
 def arrays(cells: Sequence[Any]) -> tuple[Any, ...]:

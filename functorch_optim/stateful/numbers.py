@@ -114,6 +114,8 @@ def _device_numbers(rule: Rule, values: Mapping[str, Any], step: int, carried: A
         if _is_numeric(value) and name not in rule.static
     }
     flags = tuple((name, value) for name, value in at_step.items() if name not in numeric)
+    # One kind of number, so that 1 may become 0.5 without another trace.
+    numeric = jax.tree.map(lambda x: x if isinstance(x, jax.Array) else float(x), numeric)
     dtype = float_dtype()
     with jax.enable_x64(True):
         return _device_program(rule, flags, dtype, numeric, step, carried)

@@ -28,13 +28,18 @@ __all__ = [
     "register_optimizer_step_pre_hook",
 ]
 
-_HOOKS = (
-    "_step_pre_hooks",
-    "_step_post_hooks",
-    "_state_dict_pre_hooks",
-    "_state_dict_post_hooks",
-    "_load_state_dict_pre_hooks",
-    "_load_state_dict_post_hooks",
+# What copies of an optimizer keep.
+_KEPT = (
+    "defaults",
+    "param_groups",
+    "compile_count",
+    "log_compiles",
+    "_opt_called",
+    "_lent",
+    "_unmatched",
+    "_memory",
+    "_trees",
+    "_grouped",
 )
 
 
@@ -136,8 +141,10 @@ class Optimizer:
 
     def _step(self, closure: Any = None) -> Any:
         self._check_not_lent()
-        result = closure() if callable(closure) else None
-        if closure is None or callable(closure):
+        # A tree may be callable too (a module): a closure is what is no tree.
+        is_closure = callable(closure) and jax.tree_util.all_leaves([closure])
+        result = closure() if is_closure else None
+        if closure is None or is_closure:
             grads = {p: p.grad for p in self._parameters()}
         else:
             grads = self._matched(closure)
@@ -333,8 +340,7 @@ class Optimizer:
     def __getstate__(self) -> dict[str, Any]:
         # As torch: hooks, and what was put on this object from outside (a scheduler's step), stay
         # behind.
-        outside = ("step", "_last_inputs", *_HOOKS)
-        return {name: value for name, value in self.__dict__.items() if name not in outside}
+        return {name: self.__dict__[name] for name in _KEPT}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

@@ -11,6 +11,10 @@ import numpy as np
 
 from functorch_optim import leaves
 
+# Who may hold a value besides its Parameter. What came from outside may share its memory with
+# arrays that no reference count shows: `jax.device_put` gives a second array over one buffer.
+_NOBODY, _READ, _OUTSIDE = range(3)
+
 
 class Parameter:
     """A cell with a value and a gradient, torch's `nn.Parameter` for JAX arrays.
@@ -25,12 +29,12 @@ class Parameter:
       name: shown in messages and by `named_parameters`.
     """
 
-    __slots__ = ("__weakref__", "_data", "_floating", "_grad", "_read", "name", "requires_grad")
+    __slots__ = ("__weakref__", "_data", "_floating", "_grad", "_held", "name", "requires_grad")
 
     def __init__(self, data: Any, requires_grad: bool = True, name: str | None = None):
         self._data: jax.Array = data if isinstance(data, jax.Array) else jnp.array(data)
         self._grad: Any = None
-        self._read = True
+        self._held = _OUTSIDE
         self.name = name
         self._floating = not leaves.has_no_update(self._data)
         self.requires_grad = requires_grad and self._floating
@@ -38,7 +42,7 @@ class Parameter:
     @property
     def data(self) -> jax.Array:
         """The value. It stays readable after later steps, which do not change it."""
-        self._read = True
+        self._held = max(self._held, _READ)
         return self._data
 
     @data.setter
@@ -46,7 +50,7 @@ class Parameter:
         value = value if isinstance(value, jax.Array) else jnp.array(value)
         self.check_like("value", value)
         self._data = value
-        self._read = True
+        self._held = _OUTSIDE
 
     @property
     def grad(self) -> Any:
@@ -97,14 +101,14 @@ class Parameter:
 
         The caller puts the result of the computation back with `replace`.
         """
-        if self._read and self._references() > _ALONE:
+        if self._held == _OUTSIDE or (self._held == _READ and self._references() > _ALONE):
             return jnp.copy(self._data)
         return self._data
 
     def replace(self, value: jax.Array) -> None:
         """Puts in a fresh array that nobody else holds, of the same shape and dtype."""
         self._data = value
-        self._read = False
+        self._held = _NOBODY
 
     def _references(self) -> int:
         return sys.getrefcount(self._data)

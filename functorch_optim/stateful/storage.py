@@ -29,15 +29,22 @@ class Record:
       names: the name of each buffer in use, in the rule's order; `None` for one that is not.
     """
 
-    __slots__ = ("_read", "buffers", "carried", "flags", "names", "step")
+    __slots__ = ("_outside", "_read", "buffers", "carried", "flags", "names", "step")
 
-    def __init__(self, step: int, carried: tuple[Any, ...], buffers: dict[str, jax.Array]):
+    def __init__(
+        self,
+        step: int,
+        carried: tuple[Any, ...],
+        buffers: dict[str, jax.Array],
+        outside: bool = False,
+    ):
         self.step = step
         self.carried = carried
         self.buffers = buffers
         self.flags: Hashable = None
         self.names: tuple[str | None, ...] = ()
         self._read = True
+        self._outside = outside  # the arrays came from a user
 
     def release(self) -> Buffers:
         """The buffers in use, for a computation that reuses their memory.
@@ -46,7 +53,7 @@ class Record:
         """
         if self._read:
             for name, buffer in self.buffers.items():
-                if sys.getrefcount(buffer) > _ALONE:
+                if self._outside or sys.getrefcount(buffer) > _ALONE:
                     self.buffers[name] = jnp.copy(buffer)
         return tuple(None if name is None else self.buffers[name] for name in self.names)
 
@@ -62,7 +69,7 @@ class Record:
                 self.buffers[name] = buffer
         self.step = step
         self.carried = carried
-        self._read = False
+        self._read = self._outside = False
 
     def torch_view(self, rule: Rule) -> dict[str, Any]:
         """torch's per-parameter dict. Its arrays stay readable after later steps."""
@@ -119,7 +126,7 @@ def from_torch(entries: Any, p: Parameter, rule: Rule, key: Any) -> Record:
         step = _step(present.pop("step", None), where)
     carried = tuple(_number(present.pop(name, None), f"{where}: {name}") for name in rule.carried)
     buffers = {name: _buffer(value, p, f"{where}: {name}") for name, value in present.items()}
-    return Record(step, carried, buffers)
+    return Record(step, carried, buffers, outside=True)
 
 
 def _step(value: Any, where: str) -> int:
@@ -139,16 +146,13 @@ def _number(value: Any, where: str) -> float:
 
 
 def _buffer(value: Any, p: Parameter, where: str) -> jax.Array:
-    if np.shape(value) != p.shape:
-        raise ValueError(
-            f"{where} has shape {np.shape(value)}, but its parameter has shape {p.shape}"
-        )
-    array = value if isinstance(value, jax.Array) else jnp.array(np.asarray(value))
-    if not jnp.issubdtype(array.dtype, jnp.number) or (
-        jnp.iscomplexobj(array) and not jnp.issubdtype(p.dtype, jnp.complexfloating)
-    ):
+    array = value if isinstance(value, jax.Array) else np.asarray(value)
+    if array.shape != p.shape:
+        raise ValueError(f"{where} has shape {array.shape}, but its parameter has shape {p.shape}")
+    complex_to_real = jnp.iscomplexobj(array) and not jnp.iscomplexobj(p._data)
+    if complex_to_real or not jnp.issubdtype(array.dtype, jnp.number):
         raise TypeError(f"{where} has dtype {array.dtype}, but its parameter has dtype {p.dtype}")
-    return array.astype(p.dtype)
+    return jnp.array(array, p.dtype, copy=not isinstance(value, jax.Array))
 
 
 @functools.lru_cache(maxsize=1024)

@@ -54,6 +54,7 @@ def torch_class(
             if defaults["foreach"]:
                 raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
 
+    __init__.__qualname__ = f"{name}.__init__"
     __init__.__signature__ = signature  # type: ignore[attr-defined]  # what help() shows
     return type(
         name,

@@ -1,0 +1,40 @@
+"""torch's learning-rate schedulers: they write `param_groups[i]["lr"]`.
+
+They keep torch's recursive forms, in which a step multiplies the current value, so that several
+schedulers on one optimizer combine. The pure functions of the step count are in
+`functorch_optim.schedules`.
+"""
+
+from functorch_optim.stateful.lr_scheduler.base import LRScheduler
+from functorch_optim.stateful.lr_scheduler.base import _LRScheduler as _LRScheduler
+from functorch_optim.stateful.lr_scheduler.chained import ChainedScheduler
+from functorch_optim.stateful.lr_scheduler.cosine import (
+    CosineAnnealingLR,
+    CosineAnnealingWarmRestarts,
+)
+from functorch_optim.stateful.lr_scheduler.cyclic import CyclicLR
+from functorch_optim.stateful.lr_scheduler.decay import ExponentialLR, MultiStepLR, StepLR
+from functorch_optim.stateful.lr_scheduler.functions import LambdaLR, MultiplicativeLR
+from functorch_optim.stateful.lr_scheduler.one_cycle import OneCycleLR
+from functorch_optim.stateful.lr_scheduler.plateau import ReduceLROnPlateau
+from functorch_optim.stateful.lr_scheduler.sequential import SequentialLR
+from functorch_optim.stateful.lr_scheduler.warmup import ConstantLR, LinearLR, PolynomialLR
+
+__all__ = [
+    "ChainedScheduler",
+    "ConstantLR",
+    "CosineAnnealingLR",
+    "CosineAnnealingWarmRestarts",
+    "CyclicLR",
+    "ExponentialLR",
+    "LRScheduler",
+    "LambdaLR",
+    "LinearLR",
+    "MultiStepLR",
+    "MultiplicativeLR",
+    "OneCycleLR",
+    "PolynomialLR",
+    "ReduceLROnPlateau",
+    "SequentialLR",
+    "StepLR",
+]

@@ -1,0 +1,109 @@
+"""Multiplication by a constant: every epoch, every so many, or at given ones."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+from functorch_optim.stateful.lr_scheduler.base import LRScheduler
+from functorch_optim.stateful.optimizer import Optimizer
+
+
+class StepLR(LRScheduler):
+    """Multiplies the learning rate by `gamma` every `step_size` epochs.
+
+    Resuming with `last_epoch` at a boundary keeps the learning rate, which has been multiplied
+    already (torch multiplies it once more).
+
+    Args:
+      optimizer: the optimizer whose groups are adjusted.
+      step_size: epochs between two multiplications. 0 fails at the first step.
+      gamma: the factor.
+      last_epoch: the epoch to go on from; -1 starts anew.
+
+    Raises:
+      TypeError: optimizer is not an Optimizer.
+      KeyError: last_epoch is not -1 and a group has no `initial_lr`.
+    """
+
+    def __init__(
+        self, optimizer: Optimizer, step_size: int, gamma: float = 0.1, last_epoch: int = -1
+    ):
+        self.step_size = step_size
+        self.gamma = gamma
+        super().__init__(optimizer, last_epoch)
+
+    def _rates(self, current: list[Any]) -> list[Any]:
+        if self.last_epoch == 0 or self._is_initial or self.last_epoch % self.step_size != 0:
+            return current
+        return [lr * self.gamma for lr in current]
+
+    def _get_closed_form_lr(self) -> list[Any]:
+        factor = self.gamma ** (self.last_epoch // self.step_size)
+        return [base * factor for base in self.base_lrs]
+
+
+class MultiStepLR(LRScheduler):
+    """Multiplies the learning rate by `gamma` at each milestone.
+
+    Resuming with `last_epoch` at a milestone keeps the learning rate, which has been multiplied
+    already (torch multiplies it once more).
+
+    Args:
+      optimizer: the optimizer whose groups are adjusted.
+      milestones: epochs. One that is given twice multiplies twice.
+      gamma: the factor.
+      last_epoch: the epoch to go on from; -1 starts anew.
+
+    Raises:
+      TypeError: milestones is not iterable, or optimizer is not an Optimizer.
+      KeyError: last_epoch is not -1 and a group has no `initial_lr`.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        milestones: Iterable[int],
+        gamma: float = 0.1,
+        last_epoch: int = -1,
+    ):
+        self.milestones = Counter(milestones)
+        self.gamma = gamma
+        super().__init__(optimizer, last_epoch)
+
+    def _rates(self, current: list[Any]) -> list[Any]:
+        resumes = self._is_initial and self.last_epoch > 0
+        if resumes or self.last_epoch not in self.milestones:
+            return current
+        factor = self.gamma ** self.milestones[self.last_epoch]
+        return [lr * factor for lr in current]
+
+    def _get_closed_form_lr(self) -> list[Any]:
+        passed = bisect_right(sorted(self.milestones.elements()), self.last_epoch)
+        return [base * self.gamma**passed for base in self.base_lrs]
+
+
+class ExponentialLR(LRScheduler):
+    """Multiplies the learning rate by `gamma` every epoch.
+
+    Args:
+      optimizer: the optimizer whose groups are adjusted.
+      gamma: the factor.
+      last_epoch: the epoch to go on from; -1 starts anew.
+
+    Raises:
+      TypeError: optimizer is not an Optimizer.
+      KeyError: last_epoch is not -1 and a group has no `initial_lr`.
+    """
+
+    def __init__(self, optimizer: Optimizer, gamma: float, last_epoch: int = -1):
+        self.gamma = gamma
+        super().__init__(optimizer, last_epoch)
+
+    def _rates(self, current: list[Any]) -> list[Any]:
+        return current if self._is_initial else [lr * self.gamma for lr in current]
+
+    def _get_closed_form_lr(self) -> list[Any]:
+        return [base * self.gamma**self.last_epoch for base in self.base_lrs]
