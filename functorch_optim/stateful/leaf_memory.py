@@ -94,9 +94,11 @@ class LeafMemory:
 
         def commit(new: Grouped) -> None:
             for (_, records), *columns in zip(ready, new, steps, carried, strict=True):
-                for record, *results in zip(records.values(), *columns, strict=True):
+                for (p, record), *results in zip(records.items(), *columns, strict=True):
                     record.replace(*results)
-                self.records.update(records)
+                    if self.records.get(p) is not record:
+                        self.records.pop(p, None)  # listed in the order in which state came
+                        self.records[p] = record
 
         return Prepared(LeafPlan(self.rule, layouts), buffers, numbers, commit)
 

@@ -157,7 +157,8 @@ def _buffer(value: Any, p: Parameter, where: str) -> jax.Array:
 
 @functools.lru_cache(maxsize=1024)
 def _shared_scalar(value: float) -> jax.Array:
-    return jnp.asarray(value, jnp.float32)
+    with jax.ensure_compile_time_eval():  # kept, so never a tracer
+        return jnp.asarray(value, jnp.float32)
 
 
 def scalar_array(value: Any) -> jax.Array:
@@ -187,8 +188,16 @@ class StateView(Mapping[Parameter, Mapping[str, Any]]):
         record = self._records.get(parameter)
         return MappingProxyType({} if record is None else record.torch_view(self._rule))
 
+    def get(self, parameter: Parameter, default: Any = None) -> Any:
+        """The dict of a parameter that has one, else the default."""
+        return self[parameter] if parameter in self else default
+
+    def __contains__(self, parameter: object) -> bool:
+        record = self._records.get(parameter)  # type: ignore[call-overload]  # any key may be asked
+        return record is not None and (bool(record.buffers) or self._rule.torch_has_step)
+
     def __iter__(self) -> Iterator[Parameter]:
-        return iter([p for p, r in self._records.items() if r.buffers or self._rule.torch_has_step])
+        return iter([p for p in self._records if p in self])
 
     def __len__(self) -> int:
         return len(list(iter(self)))
