@@ -10,6 +10,7 @@ Conventions, for every pair of the library:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
 
 import jax
@@ -118,19 +119,10 @@ def has_no_update(x: Any) -> bool:
     return not jnp.issubdtype(dtype, jnp.inexact)
 
 
-def map_updates(function: Any, updates: Any, *rest: Any, name: str = "updates") -> Any:
-    """`function(update, *rest leaves)` for every update that is not skipped; `None` for the others.
-
-    The trees in `rest` (params, say) must have the structure of `updates`, or more leaves where
-    an update is `None`.
-    """
+def map_updates(function: Callable[[Any], Any], updates: Any) -> Any:
+    """`function(update)` for every update that is not skipped; `None` for the others."""
     leaves, treedef = flatten(updates)
-    others = [flatten_like(tree, treedef, "params", name) for tree in rest]
-    mapped = [
-        None if has_no_update(leaf) else function(leaf, *(other[i] for other in others))
-        for i, leaf in enumerate(leaves)
-    ]
-    return jax.tree.unflatten(treedef, mapped)
+    return treedef.unflatten([None if has_no_update(x) else function(x) for x in leaves])
 
 
 def real_dtype(dtype: Any) -> np.dtype:

@@ -191,6 +191,7 @@ def _build(rule: Rule, name: str, **hyperparameters: Any) -> GradientTransformat
                 continue
             g = rule.dense(g)
             update, new = step_leaf(rule.leaf, g, ps[i], buffers[i], s)
+            _check_buffers(rule, new, buffers[i], treedef, i)
             updates[i] = update.astype(g.dtype if ps[i] is None else jnp.result_type(ps[i]))
             buffers[i] = new
         carried = [jnp.asarray(getattr(s, name)).astype(jnp.float32) for name in rule.carried]
@@ -225,6 +226,16 @@ def _aligned(rule: Rule, grads: Any, state: Any, params: Any) -> tuple[Any, Any,
     ]
     buffers = list(zip(*rows, strict=True)) if rows else [()] * len(gs)
     return gs, references if params is not None else [None] * len(gs), buffers, treedef
+
+
+def _check_buffers(rule: Rule, new: Buffers, old: Buffers, treedef: Any, index: int) -> None:
+    """Raises ValueError if a buffer had another parameter's shape and was broadcast."""
+    for name, after, before in zip(rule.buffers, new, old, strict=True):
+        if after is not None and after.shape != before.shape:
+            raise ValueError(
+                f"state and params differ in shape at {leaves.path_of(treedef, index)}: "
+                f"{name} has shape {before.shape}, and its update {after.shape}"
+            )
 
 
 def _check_params_not_needed(rule: Rule, name: str, s: Scalars) -> None:

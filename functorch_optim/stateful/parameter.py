@@ -47,7 +47,8 @@ class Parameter:
 
     @data.setter
     def data(self, value: Any) -> None:
-        value = value if isinstance(value, jax.Array) else jnp.array(value)
+        if not isinstance(value, jax.Array):
+            value = self.placed(jnp.array(value))
         self.check_like("value", value)
         self._data = value
         self._held = _OUTSIDE
@@ -83,6 +84,14 @@ class Parameter:
                     f"which has dtype {self.dtype}"
                 )
         return value
+
+    def placed(self, array: jax.Array) -> jax.Array:
+        """An array of the value's shape, on the value's devices and sharded as it is."""
+        sharding = self._data.sharding
+        if array.shape != self._data.shape or array.sharding == sharding:
+            return array
+        # By way of the host: an array of one mesh cannot always be put on another directly.
+        return jax.device_put(np.asarray(array) if array.is_fully_addressable else array, sharding)
 
     def check_like(self, what: str, value: jax.Array) -> None:
         """Raises ValueError for another shape than the value's, TypeError for another dtype."""

@@ -152,7 +152,8 @@ def _buffer(value: Any, p: Parameter, where: str) -> jax.Array:
     complex_to_real = jnp.iscomplexobj(array) and not jnp.iscomplexobj(p._data)
     if complex_to_real or not jnp.issubdtype(array.dtype, jnp.number):
         raise TypeError(f"{where} has dtype {array.dtype}, but its parameter has dtype {p.dtype}")
-    return jnp.array(array, p.dtype, copy=not isinstance(value, jax.Array))
+    loaded = jnp.array(array, p.dtype, copy=not isinstance(value, jax.Array))
+    return p.placed(loaded)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -190,7 +191,9 @@ class StateView(Mapping[Parameter, Mapping[str, Any]]):
 
     def get(self, parameter: Parameter, default: Any = None) -> Any:
         """The dict of a parameter that has one, else the default."""
-        return self[parameter] if parameter in self else default
+        if parameter not in self:
+            return default
+        return self[parameter]
 
     def __contains__(self, parameter: object) -> bool:
         record = self._records.get(parameter)  # type: ignore[call-overload]  # any key may be asked

@@ -17,6 +17,9 @@ class SWALR(LRScheduler):
 
     It goes on from the current learning rate, so that it combines with a scheduler before it.
 
+    Resuming with `last_epoch` goes on with the annealing (torch begins a new one there, from the
+    learning rate that it finds).
+
     Args:
       optimizer: the optimizer whose groups are adjusted; each keeps its `swa_lr`.
       swa_lr: the learning rate to go to, or a list of one for each group.
@@ -27,8 +30,7 @@ class SWALR(LRScheduler):
     Raises:
       ValueError: a list of another length, an unknown strategy, or anneal_epochs that is no
         integer from 0 on.
-      TypeError: optimizer is not an Optimizer.
-      KeyError: last_epoch is not -1 and a group has no `initial_lr`.
+      TypeError, KeyError: as LRScheduler.
     """
 
     def __init__(
@@ -53,6 +55,9 @@ class SWALR(LRScheduler):
             group["swa_lr"] = target
 
     def _rates(self, current: list[Any]) -> list[Any]:
+        if self._is_initial and self.last_epoch > 0:
+            self._step_count = self.last_epoch + 1  # as if it had made the steps itself
+            return current
         step = self._step_count - 1
         if self.anneal_epochs == 0:
             step = max(1, step)

@@ -22,8 +22,7 @@ class CosineAnnealingLR(LRScheduler):
       last_epoch: the epoch to go on from; -1 starts anew.
 
     Raises:
-      TypeError: optimizer is not an Optimizer.
-      KeyError: last_epoch is not -1 and a group has no `initial_lr`.
+      TypeError, KeyError: as LRScheduler.
     """
 
     def __init__(
@@ -75,8 +74,7 @@ class CosineAnnealingWarmRestarts(LRScheduler):
 
     Raises:
       ValueError: T_0 or T_mult is no positive integer, or eta_min no number.
-      TypeError: optimizer is not an Optimizer.
-      KeyError: last_epoch is not -1 and a group has no `initial_lr`.
+      TypeError, KeyError: as LRScheduler.
     """
 
     def __init__(

@@ -46,8 +46,7 @@ class CyclicLR(CyclesMomentum):
 
     Raises:
       ValueError: a list of another length, an unknown mode, or no momentum to cycle.
-      TypeError: optimizer is not an Optimizer.
-      KeyError: last_epoch is not -1 and a group has no `initial_lr`.
+      TypeError, KeyError: as LRScheduler.
     """
 
     _unsaved = ("optimizer", "_scale_fn_custom")

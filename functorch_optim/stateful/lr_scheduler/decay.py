@@ -24,8 +24,7 @@ class StepLR(LRScheduler):
       last_epoch: the epoch to go on from; -1 starts anew.
 
     Raises:
-      TypeError: optimizer is not an Optimizer.
-      KeyError: last_epoch is not -1 and a group has no `initial_lr`.
+      TypeError, KeyError: as LRScheduler.
     """
 
     def __init__(
@@ -58,8 +57,8 @@ class MultiStepLR(LRScheduler):
       last_epoch: the epoch to go on from; -1 starts anew.
 
     Raises:
-      TypeError: milestones is not iterable, or optimizer is not an Optimizer.
-      KeyError: last_epoch is not -1 and a group has no `initial_lr`.
+      TypeError: milestones is not iterable; and as LRScheduler.
+      KeyError: as LRScheduler.
     """
 
     def __init__(
@@ -94,8 +93,7 @@ class ExponentialLR(LRScheduler):
       last_epoch: the epoch to go on from; -1 starts anew.
 
     Raises:
-      TypeError: optimizer is not an Optimizer.
-      KeyError: last_epoch is not -1 and a group has no `initial_lr`.
+      TypeError, KeyError: as LRScheduler.
     """
 
     def __init__(self, optimizer: Optimizer, gamma: float, last_epoch: int = -1):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import FunctionType
 from typing import Any
 
-from functorch_optim.stateful.lr_scheduler.base import LRScheduler
+from functorch_optim.stateful.lr_scheduler.base import LRScheduler, checked_optimizer
 from functorch_optim.stateful.optimizer import Optimizer
 
 EpochFunction = Callable[[int], Any]
@@ -23,13 +23,11 @@ class _ByFunctions(LRScheduler):
         lr_lambda: EpochFunction | Sequence[EpochFunction],
         last_epoch: int = -1,
     ):
-        self.optimizer = optimizer
-        self.lr_lambdas = self._functions(lr_lambda)
+        count = len(checked_optimizer(optimizer).param_groups)
+        self.lr_lambdas = self._functions(lr_lambda, count)
         super().__init__(optimizer, last_epoch)
 
-    def _functions(self, given: Any) -> list[EpochFunction]:
-        # What is no optimizer is refused by the base class.
-        count = len(getattr(self.optimizer, "param_groups", ()))
+    def _functions(self, given: Any, count: int) -> list[EpochFunction]:
         if not isinstance(given, list | tuple):
             return [given] * count
         _check_count(len(given), count)
@@ -79,8 +77,8 @@ class LambdaLR(_ByFunctions):
 
     Raises:
       ValueError: not one function for each group.
-      TypeError: a function that cannot be called, or optimizer is not an Optimizer.
-      KeyError: last_epoch is not -1 and a group has no `initial_lr`.
+      TypeError: a function that cannot be called; and as LRScheduler.
+      KeyError: as LRScheduler.
     """
 
     def _rates(self, current: list[Any]) -> list[Any]:
@@ -98,12 +96,12 @@ class MultiplicativeLR(_ByFunctions):
 
     Raises:
       ValueError: not one function for each group.
-      TypeError: what should be a function cannot be called, or optimizer is not an Optimizer.
-      KeyError: last_epoch is not -1 and a group has no `initial_lr`.
+      TypeError: what should be a function cannot be called; and as LRScheduler.
+      KeyError: as LRScheduler.
     """
 
-    def _functions(self, given: Any) -> list[EpochFunction]:
-        functions = super()._functions(given)
+    def _functions(self, given: Any, count: int) -> list[EpochFunction]:
+        functions = super()._functions(given, count)
         for function in functions:
             if not callable(function):
                 raise TypeError(

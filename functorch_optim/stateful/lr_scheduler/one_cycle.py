@@ -44,7 +44,7 @@ class OneCycleLR(CyclesMomentum):
       ValueError: numbers of steps that are not positive integers or not given, pct_start that is
         not a float in [0, 1], an unknown strategy, a list of another length, or no momentum to
         cycle.
-      TypeError: optimizer is not an Optimizer.
+      TypeError: as LRScheduler.
       KeyError: last_epoch is not -1 and a group lacks what an earlier construction stores in it.
     """
 

@@ -23,8 +23,7 @@ class ConstantLR(LRScheduler):
 
     Raises:
       ValueError: factor is not in [0, 1].
-      TypeError: optimizer is not an Optimizer.
-      KeyError: last_epoch is not -1 and a group has no `initial_lr`.
+      TypeError, KeyError: as LRScheduler.
     """
 
     def __init__(
@@ -64,8 +63,7 @@ class LinearLR(LRScheduler):
 
     Raises:
       ValueError: start_factor is not in (0, 1], or end_factor not in [0, 1].
-      TypeError: optimizer is not an Optimizer.
-      KeyError: last_epoch is not -1 and a group has no `initial_lr`.
+      TypeError, KeyError: as LRScheduler.
     """
 
     def __init__(
@@ -113,8 +111,7 @@ class PolynomialLR(LRScheduler):
       last_epoch: the epoch to go on from; -1 starts anew.
 
     Raises:
-      TypeError: optimizer is not an Optimizer.
-      KeyError: last_epoch is not -1 and a group has no `initial_lr`.
+      TypeError, KeyError: as LRScheduler.
     """
 
     def __init__(

@@ -1,0 +1,33 @@
+"""One configuration for the whole run: CPU with 8 devices, strict promotion of dtypes and ranks."""
+
+from __future__ import annotations
+
+import os
+
+# Before jax is imported, for it reads these once.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+
+from collections.abc import Iterator  # after the environment is set
+
+import hypothesis
+import jax
+import pytest
+
+pytest.register_assert_rewrite("tests.parity", "tests.problems")
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# The same examples in every run: a red run is then the fault of the change at hand.
+hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True, database=None)
+hypothesis.settings.load_profile("repeatable")
+
+
+@pytest.fixture
+def x64() -> Iterator[None]:
+    """float64 is available inside the test."""
+    with jax.enable_x64(True):
+        yield

@@ -1,0 +1,307 @@
+"""What every pair promises under JAX's transformations, run over the table of algorithms."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import functorch_optim as fo
+from functorch_optim.per_leaf import step_leaf
+from tests.algorithms import Algorithm, over_table
+from tests.problems import STEPS, Tree, assert_trees_close, at, loop, one_step, problem, types
+
+
+def bare_problem(row: Algorithm) -> tuple[jax.Array, jax.Array]:
+    """One parameter without a tree around it, in float64, and its gradients."""
+    params, grads = problem("float64", shape=(2, 2), steps=row.steps)
+    return params["kernel"], grads["kernel"]
+
+
+def scan(
+    tx: fo.GradientTransformation, params: Tree, grads: Tree, wrap: Any = lambda step: step
+) -> tuple[Tree, Tree]:
+    """Parameters and state after all steps, by `lax.scan`: what `loop` gives, compiled faster."""
+
+    def body(carry: Tree, grads: Tree) -> tuple[Tree, None]:
+        return wrap(functools.partial(one_step, tx))(*carry, grads), None
+
+    return jax.lax.scan(body, (params, tx.init(params)), grads)[0]
+
+
+class Traced:
+    """A function that counts how often it is traced (that is, called by jit)."""
+
+    def __init__(self, function: Any):
+        self.function = function
+        self.times = 0
+
+    def __call__(self, *args: Any) -> Any:
+        self.times += 1
+        return self.function(*args)
+
+
+@over_table
+def test_state_has_torchs_fields_in_torchs_order(row: Algorithm) -> None:
+    state = row.pair().init({"w": jnp.ones((2, 3))})
+    assert state._fields == row.state
+    assert (state.step.dtype, state.step.shape) == (jnp.float32, ())
+    assert float(state.step) == 0
+
+
+@over_table
+def test_equal_arguments_give_the_same_pair(row: Algorithm) -> None:
+    assert row.factory() is row.factory()
+    assert row.pair() is row.pair()
+    assert row.factory(0.125) is row.factory(lr=0.125)
+    assert row.factory(lr=0.125) is not row.factory(lr=0.25)
+    schedule = fo.cosine_annealing_lr(0.1, T_max=10)
+    assert row.factory(schedule) is row.factory(fo.cosine_annealing_lr(0.1, 10))
+
+
+@over_table
+def test_unknown_extra_arguments_are_ignored(row: Algorithm) -> None:
+    params, grads = problem()
+    tx = row.pair()
+    state = tx.init(params)
+    actual = tx.update(at(grads, 0), state, params, value=jnp.ones(()), key="other")
+    assert_trees_close(actual, tx.update(at(grads, 0), state, params), 0.0)
+
+
+@over_table
+def test_arrays_are_not_mixed_up_by_the_cache_of_equal_pairs(row: Algorithm) -> None:
+    params, grads = problem()
+    small, large = (loop(row.factory(lr=jnp.asarray(lr)), params, grads)[0] for lr in (0.001, 0.1))
+    assert not np.allclose(small["kernel"], large["kernel"])
+
+
+@over_table
+def test_jit_compiles_once_over_several_steps_and_equals_eager(row: Algorithm) -> None:
+    params, grads = problem()
+    wanted = loop(row.pair(), params, grads)
+    traced = Traced(functools.partial(one_step, row.pair()))
+    step = jax.jit(traced)
+    state = row.pair().init(params)
+    for i in range(STEPS):
+        params, state = step(params, state, at(grads, i))
+    assert traced.times == 1
+    assert_trees_close((params, state), wanted, row.rtol_jit)
+
+
+@over_table
+def test_changed_hyperparameters_do_not_compile_again(row: Algorithm) -> None:
+    """Every number is an argument of the compiled step, and has its effect."""
+    params, grads = problem()
+
+    def step(numbers: Tree, params: Tree, state: Tree, grads: Tree) -> Tree:
+        return one_step(row.pair(**numbers), params, state, grads)
+
+    traced = Traced(step)
+    jitted = jax.jit(traced)
+    state = row.pair().init(params)
+    for factor in (1.0, 0.95):
+        numbers = jax.tree.map(lambda x, factor=factor: x * factor, row.typical)
+        arrays = jax.tree.map(jnp.float32, numbers)
+        actual = jitted(arrays, params, state, at(grads, 0))
+        wanted = one_step(row.pair(**numbers), params, state, at(grads, 0))
+        assert_trees_close(actual, wanted, 2 * row.rtol_jit)
+    assert traced.times == 1
+
+
+@over_table
+def test_equal_pairs_as_static_arguments_compile_once(row: Algorithm) -> None:
+    params, grads = problem()
+    traced = Traced(one_step)
+    step = jax.jit(traced, static_argnums=0)
+    for _ in range(3):
+        tx = row.pair()
+        step(tx, params, tx.init(params), at(grads, 0))
+    assert traced.times == 1
+
+
+@over_table
+def test_the_leaf_is_traced_once_for_all_equal_leaves_and_all_numbers(row: Algorithm) -> None:
+    params = {f"layer {i}": jnp.ones((2, 3)) for i in range(20)}
+
+    def leaf_programs(tx: fo.GradientTransformation) -> list[Any]:
+        jaxpr = jax.make_jaxpr(tx.update)(params, tx.init(params), params).jaxpr
+        calls = [e for e in jaxpr.eqns if e.params.get("name") == step_leaf.__name__]
+        return [e.params["jaxpr"] for e in calls]
+
+    first = leaf_programs(row.pair())
+    assert len(first) == 20
+    assert all(program is first[0] for program in first)
+    changed = leaf_programs(row.pair(**jax.tree.map(lambda x: x * 0.95, row.typical)))
+    assert all(program is first[0] for program in changed)
+
+
+@over_table
+def test_vmap_over_each_hyperparameter_equals_a_loop(row: Algorithm, x64: None) -> None:
+    """One number at a time is batched, the others stay plain numbers."""
+    params, grads = bare_problem(row)
+    numbers, treedef = jax.tree.flatten(row.typical)
+    sweeps = [[x, x * 0.95, x * 0.97] for x in numbers]
+
+    def run(index: int, value: Any, loop: Any = loop) -> Tree:
+        changed = [*numbers[:index], value, *numbers[index + 1 :]]
+        return loop(row.pair(**treedef.unflatten(changed)), params, grads)
+
+    @jax.jit
+    def all_sweeps(sweeps: list[jax.Array]) -> list[Tree]:
+        return [jax.vmap(functools.partial(run, i, loop=scan))(xs) for i, xs in enumerate(sweeps)]
+
+    actual = all_sweeps([jnp.asarray(xs) for xs in sweeps])
+    for i, xs in enumerate(sweeps):
+        wanted = jax.tree.map(lambda *ys: jnp.stack(ys), *(run(i, x) for x in xs))
+        assert_trees_close(actual[i], wanted, row.rtol_vmap)
+
+
+@over_table
+def test_vmap_over_gradients_equals_a_loop(row: Algorithm) -> None:
+    params, grads = problem()
+    tx = row.pair()
+    _, state = loop(tx, params, grads)
+
+    def updates(grads: Tree) -> Tree:
+        return tx.update(grads, state, params)
+
+    actual = jax.vmap(updates)(grads)
+    wanted = jax.tree.map(lambda *xs: jnp.stack(xs), *(updates(at(grads, i)) for i in range(STEPS)))
+    assert_trees_close(actual, wanted, row.rtol_jit)
+
+
+@over_table
+def test_derivatives_through_several_steps(row: Algorithm, x64: None) -> None:
+    """They equal finite differences, and are finite where gradients are 0.
+
+    With respect to parameters, gradients and every hyperparameter; with `jax.checkpoint` around
+    each step, which must not change them.
+    """
+    params, grads = bare_problem(row)
+    directions = np.random.RandomState(5)
+
+    def value(inputs: Tree, wrap: Any = jax.checkpoint) -> jax.Array:
+        """All results in one number, each with a weight of its own."""
+        params, grads, numbers = inputs
+        results = jax.tree.leaves(scan(row.pair(**numbers), params, grads, wrap))
+        weights = np.random.RandomState(6)
+        return sum(
+            jnp.sum(x.astype(jnp.float64) * weights.uniform(0.5, 1.5, x.shape)) for x in results
+        )
+
+    compiled = jax.jit(jax.value_and_grad(value))
+    inputs = params, grads, jax.tree.map(jnp.float64, row.typical)
+    jax.eval_shape(jax.grad(functools.partial(value, wrap=lambda step: step)), inputs)
+    jax.eval_shape(lambda: jax.jvp(value, (inputs,), (inputs,)))
+
+    if row.difference is not None:
+        size, tolerance = row.difference
+        flat, treedef = jax.tree.flatten(inputs)
+        slopes = jax.tree.leaves(compiled(inputs)[1])
+        for i, (path, x) in enumerate(jax.tree_util.tree_leaves_with_path(inputs)):
+            direction = directions.uniform(0.5, 1.5, x.shape)
+            ahead, behind = (
+                compiled(treedef.unflatten([*flat[:i], x + sign * direction, *flat[i + 1 :]]))[0]
+                for sign in (size, -size)
+            )
+            wanted = (ahead - behind) / (2 * size)
+            assert jnp.sum(slopes[i] * direction) == pytest.approx(
+                float(wanted), rel=tolerance, abs=0.1 * tolerance
+            ), jax.tree_util.keystr(path)
+
+    grads = grads.at[0].set(0.0).at[:, 0].set(0.0)  # in one step, and in some elements always
+    for numbers in (row.typical, row.extreme):
+        _, slopes = compiled((params, grads, jax.tree.map(jnp.float64, numbers)))
+        for path, slope in jax.tree_util.tree_leaves_with_path(slopes):
+            assert jnp.all(jnp.isfinite(slope)), (numbers, jax.tree_util.keystr(path))
+
+
+@over_table
+def test_scan_carries_the_state_unchanged_and_equals_the_loop(row: Algorithm) -> None:
+    params, grads = problem()
+    tx = row.pair()
+    carry = scan(tx, params, grads)
+    assert types(carry) == types((params, tx.init(params)))
+    assert_trees_close(carry, loop(tx, params, grads), row.rtol_jit)
+
+
+@over_table
+def test_parameters_and_state_can_be_donated(row: Algorithm) -> None:
+    """Fresh from `init`, too: no two buffers are one. (Warnings are errors here.)"""
+    params, grads = problem()
+    tx = row.pair()
+    wanted, _ = loop(tx, *jax.tree.map(jnp.copy, (params, grads)))
+    step = jax.jit(functools.partial(one_step, tx), donate_argnums=(0, 1))
+    state = tx.init(params)
+    for i in range(STEPS):
+        new_params, new_state = step(params, state, at(grads, i))
+        assert all(x.is_deleted() for x in jax.tree.leaves((params, state)))
+        params, state = new_params, new_state
+    assert_trees_close(params, wanted, row.rtol_jit)
+
+
+@over_table
+def test_eval_shape_foretells_state_and_updates(row: Algorithm) -> None:
+    params, grads = problem()
+    tx = row.pair()
+    shapes = jax.eval_shape(lambda: params)
+    state = jax.eval_shape(tx.init, shapes)
+    assert types(state) == types(tx.init(params))
+    updates, next_state = jax.eval_shape(tx.update, shapes, state, shapes)
+    assert types((updates, next_state)) == types(tx.update(at(grads, 0), tx.init(params), params))
+
+
+@over_table
+def test_a_step_is_lowered_for_every_platform(row: Algorithm) -> None:
+    params, grads = problem()
+    state = row.pair().init(params)
+    step = jax.jit(functools.partial(one_step, row.pair()))
+    exported = jax.export.export(step, platforms=["cpu", "cuda", "tpu"])(
+        params, state, at(grads, 0)
+    )
+    assert exported.platforms == ("cpu", "cuda", "tpu")
+    assert_trees_close(
+        exported.call(params, state, at(grads, 0)),
+        one_step(row.pair(), params, state, at(grads, 0)),
+        row.rtol_jit,
+    )
+
+
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
+@over_table
+def test_state_and_updates_are_sharded_like_their_parameters(
+    row: Algorithm, axis_type: AxisType
+) -> None:
+    mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(axis_type, axis_type))
+    plain_params, plain_grads = problem(shape=(8, 4))
+    specs = {"kernel": P("x", "y"), "rest": [P(None, "y")]}
+
+    def sharded(tree: Tree) -> Tree:
+        return jax.tree.map(lambda x, s: jax.device_put(x, NamedSharding(mesh, s)), tree, specs)
+
+    params, grads = sharded(plain_params), sharded(at(plain_grads, 0))
+    tx = row.pair()
+    state = tx.init(params)
+    updates, new_state = jax.jit(tx.update)(grads, state, params)
+    results = [state, updates, new_state]
+    assert_trees_close(
+        updates, tx.update(at(plain_grads, 0), tx.init(plain_params), plain_params)[0], row.rtol_jit
+    )
+    with jax.set_mesh(mesh):
+        if axis_type is AxisType.Explicit:  # there even a compiled init knows the shardings
+            results.append(jax.jit(tx.init)(params))
+    compared = 0
+    for path, x in jax.tree_util.tree_leaves_with_path(results):
+        if x.shape == (8, 4):
+            wanted = params["kernel" if "kernel" in str(path) else "rest"]
+            wanted = wanted[0] if isinstance(wanted, list) else wanted
+            assert x.sharding.is_equivalent_to(wanted.sharding, x.ndim), path
+            compared += 1
+    assert compared >= 2  # the updates at least, and the buffers of their shape
