@@ -22,6 +22,7 @@ from functorch_optim.stateful.model import named_parameters, parameters, values
 from functorch_optim.stateful.optimizer import Optimizer
 from functorch_optim.stateful.parameter import Parameter
 from functorch_optim.stateful.paths import group_by_path
+from functorch_optim.stateful.torch_class import from_transformation
 
 __all__ = [
     "ASGD",
@@ -42,6 +43,7 @@ __all__ = [
     "backward",
     "clip_grad_norm_",
     "clip_grad_value_",
+    "from_transformation",
     "group_by_path",
     "lr_scheduler",
     "named_parameters",

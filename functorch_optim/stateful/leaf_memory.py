@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +18,7 @@ from functorch_optim.per_leaf import (
 )
 from functorch_optim.scalars import is_number
 from functorch_optim.stateful import hyperparameters
+from functorch_optim.stateful.members import Members
 from functorch_optim.stateful.numbers import Layout, Numbers, numbers_of, unpacked
 from functorch_optim.stateful.parameter import Parameter
 from functorch_optim.stateful.program import Grouped, Prepared
@@ -75,6 +76,11 @@ class LeafMemory:
             for _, records in self._ready(parts):
                 self.records.update(records)
 
+    @property
+    def fixed(self) -> Mapping[str, Any]:
+        """Hyperparameters that no checkpoint may change."""
+        return self.factory.fixed
+
     def dense(self, grad: Any) -> jax.Array:
         """A gradient as the algorithm takes it."""
         return self.rule.dense(grad)
@@ -122,7 +128,9 @@ class LeafMemory:
         """torch's per-parameter state, to read."""
         return StateView(self.records, self.rule)
 
-    def loaded(self, entries: Mapping[Parameter, tuple[Any, Any]]) -> LeafMemory:
+    def loaded(
+        self, entries: Mapping[Parameter, tuple[Any, Any]], parts: Sequence[Part]
+    ) -> LeafMemory:
         """A new memory from torch's per-parameter dicts, each with its key for messages.
 
         Raises:
@@ -151,16 +159,14 @@ class LeafMemory:
         records = [self.records[p] for p in members]
         buffers = [record.shared() for record in records]
         carried = [scalar_array(x) for x in records[0].carried]
-        _, treedef = leaves.flatten([0] * len(members))
+        _, treedef = leaves.flatten(Members([0] * len(members)))
         return pair_state(self.rule, scalar_array(records[0].step), carried, buffers, treedef)
 
-    def records_of(
-        self, cohorts: Sequence[tuple[Sequence[Parameter], Any]]
-    ) -> dict[Parameter, Record]:
-        """The records of cohorts from their pairs' states: the inverse of `pair_state`."""
+    def adoption(self, cohorts: Sequence[tuple[Sequence[Parameter], Any]]) -> Callable[[], None]:
+        """What takes over the states of cohorts' pairs, which are checked now."""
         found = {}
         for members, state in cohorts:
-            _, treedef = leaves.flatten([0] * len(members))
+            _, treedef = leaves.flatten(Members([0] * len(members)))
             columns = [
                 [None] * len(members)
                 if getattr(state, name) is None
@@ -173,7 +179,7 @@ class LeafMemory:
                     n: b for n, b in zip(self.rule.buffers, row, strict=True) if b is not None
                 }
                 found[p] = Record(int(state.step), carried, present, outside=True)
-        return found
+        return lambda: self.records.update(found)
 
 
 def _flags(rule: Rule, values: Mapping[str, Any]) -> Hashable:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -240,9 +240,9 @@ class Optimizer:
           TypeError: a wrong dtype or structure. The optimizer is unchanged then.
         """
         state_dict = hooks.replaced(self._load_state_dict_pre_hooks, self, dict(state_dict))
-        fixed = self._factory.fixed
-        found = checkpoint.matched(state_dict, self.param_groups, fixed, match)
-        memory = self._memory.loaded(found.entries)
+        found = checkpoint.matched(state_dict, self.param_groups, self._memory.fixed, match)
+        parts = self._parts(self._parameters(), found.groups)
+        memory = self._memory.loaded(found.entries, parts)
         self.param_groups, self._memory, self._unmatched = found.groups, memory, found.unmatched
         for hook in self._load_state_dict_post_hooks:
             hook(self)
@@ -374,10 +374,12 @@ class Optimizer:
             for p, grad in zip(cells, given, strict=True)
         }
 
-    def _parts(self, members: Collection[Parameter]) -> list[Part]:
+    def _parts(
+        self, members: Collection[Parameter], groups: Sequence[Mapping[str, Any]] | None = None
+    ) -> list[Part]:
         """The parts of the groups that are among these members: `(index, group, parameters)`."""
         parts: list[Part] = []
-        for index, group in enumerate(self.param_groups):
+        for index, group in enumerate(self.param_groups if groups is None else groups):
             chosen = [p for p in dict.fromkeys(group["params"]) if p in members]
             if chosen:
                 parts.append((index, group, chosen))

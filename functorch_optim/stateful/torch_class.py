@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
-from typing import Any
+import sys
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, cast
 
+from functorch_optim.base import GradientTransformation
 from functorch_optim.per_leaf import Factory
+from functorch_optim.stateful.groups import required
 from functorch_optim.stateful.optimizer import Optimizer
+from functorch_optim.stateful.pair_memory import PairMemory
 
 # torch's execution flags. They are kept in `param_groups` so that checkpoints travel; XLA always
 # fuses and every pair is differentiable, so they select nothing.
@@ -65,6 +69,73 @@ def torch_class(
             "__module__": "functorch_optim.stateful",
             "_factory": staticmethod(factory),
         },
+    )
+
+
+def from_transformation(
+    factory: Callable[..., GradientTransformation],
+    name: str | None = None,
+    static_args: Collection[str] = (),
+) -> type[Optimizer]:
+    """A torch-style class from any factory of pairs: this library's, optax's, or your own.
+
+    `Lamb = optim.from_transformation(optax.lamb)` gives `Lamb(params, learning_rate=1e-3)`, with
+    groups, hooks, `state_dict` and live hyperparameters. Its state is kept for a group as a whole,
+    so all parameters of a group need a gradient at each step. Its numbers are computed in float32
+    (a class of this library computes them in double).
+
+    Args:
+      factory: builds the pair from hyperparameters. Those that are floats, arrays, or integers
+        where the default is a float, are live: they may change without a recompile.
+      name: of the class; the factory's by default.
+      static_args: hyperparameters that are floats and yet select code in the factory.
+
+    Returns:
+      The class. To pickle its instances, assign it to its name in a module.
+    """
+    called = str(name or getattr(factory, "__name__", type(factory).__name__))
+    signature = inspect.signature(factory)
+    if hasattr(factory, "rule") and not static_args:
+        made = torch_class(called, cast(Factory[Any], factory), _listed(signature))
+    else:
+        made = _pair_class(called, factory, signature, static_args)
+    made.__module__ = sys._getframe(1).f_globals.get("__name__", __name__)
+    return made
+
+
+def _listed(signature: inspect.Signature) -> str:
+    """A signature in the words of `torch_class`."""
+    positional = [n for n, p in signature.parameters.items() if p.kind is not p.KEYWORD_ONLY]
+    keyword = [n for n, p in signature.parameters.items() if p.kind is p.KEYWORD_ONLY]
+    return " ".join([*positional, *(["*", *keyword] if keyword else [])])
+
+
+def _pair_class(
+    name: str,
+    factory: Callable[..., GradientTransformation],
+    signature: inspect.Signature,
+    static_args: Collection[str],
+) -> type[Optimizer]:
+    arguments = {
+        n: required if p.default is p.empty else p.default for n, p in signature.parameters.items()
+    }
+
+    def __init__(self: Optimizer, params: Any, *args: Any, **kwargs: Any) -> None:
+        try:
+            given = signature.bind_partial(*args, **kwargs).arguments
+        except TypeError as error:
+            raise TypeError(f"{name}.__init__() {error}") from None
+        if not any(value is required for value in {**arguments, **given}.values()):
+            factory(**{**arguments, **given})  # raises what it raises for bad values
+        Optimizer.__init__(self, params, {**arguments, **given})
+
+    def _new_memory(self: Optimizer) -> PairMemory:
+        return PairMemory(factory, arguments, static_args)
+
+    __init__.__qualname__ = f"{name}.__init__"
+    doc = f"The stateful face of `{name}`.\n\n{inspect.getdoc(factory) or ''}"
+    return type(
+        name, (Optimizer,), {"__init__": __init__, "__doc__": doc, "_new_memory": _new_memory}
     )
 
 
