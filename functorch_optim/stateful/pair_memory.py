@@ -197,7 +197,8 @@ class PairMemory:
             index, old = next(
                 (i, old) for i, (known, old) in self._states.items() if known == tuple(members)
             )
-            if not bool(jax.tree.structure(state) == jax.tree.structure(old)):
+            before: Any = jax.tree.structure(old)
+            if jax.tree.structure(state) != before:
                 raise TypeError(f"the state of group {index} has another structure than before")
             found[index] = tuple(members), state
 
