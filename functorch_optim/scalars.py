@@ -60,10 +60,13 @@ def _either(on_numbers: Callable[..., Any], on_arrays: Callable[..., Any]) -> Ca
 
 minimum = _either(min, jnp.minimum)
 maximum = _either(max, jnp.maximum)
+quotient = _either(operator.floordiv, operator.floordiv)
 remainder = _either(operator.mod, operator.mod)
 subtract = _either(operator.sub, operator.sub)
 at_least = _either(operator.ge, operator.ge)
+equal = _either(operator.eq, operator.eq)
 cos = _either(math.cos, jnp.cos)
+sin = _either(math.sin, jnp.sin)
 exp = _either(math.exp, jnp.exp)
 log = _either(math.log, jnp.log)
 
@@ -127,3 +130,30 @@ def one_minus_power(beta: Number, t: Number) -> Number:
         return -jnp.expm1(jnp.asarray(t) * np.asarray(log_beta, jnp.asarray(t).dtype))
     beta_array = as_float(beta)
     return _one_minus_power(beta_array, jnp.asarray(t, beta_array.dtype))
+
+
+def power(base: Number, exponent: Number) -> Any:
+    """`base**exponent`; too large a number is infinity, as it is in an array.
+
+    Rounding a base to float32 changes a power of 10 million by a third. A base that is a number is
+    therefore split into its rounding and the ratio to it, whose small logarithm is taken in double.
+    """
+    if is_number(base) and is_number(exponent):
+        try:
+            return base**exponent
+        except OverflowError:
+            return math.inf
+    exponent = jnp.asarray(exponent, float_dtype())
+    if not is_number(base):
+        base = as_float(base)
+        # The derivative of 0**0 with respect to the base is 0 here, and NaN in jnp.power.
+        constant = (base == 0) & (exponent == 0)
+        return jnp.power(jnp.where(constant, jnp.ones_like(base), base), exponent)
+    rounded = jnp.asarray(base, exponent.dtype)
+    ratio = _ratio_to_rounding(float(base), exponent.dtype)
+    return jnp.power(rounded, exponent) * jnp.exp(exponent * math.log(ratio))
+
+
+def _ratio_to_rounding(x: float, dtype: np.dtype) -> float:
+    rounded = float(np.asarray(x, dtype))
+    return x / rounded if rounded and math.isfinite(rounded) else 1.0

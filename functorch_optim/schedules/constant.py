@@ -1,4 +1,8 @@
-"""A factor on the learning rate for a number of steps."""
+"""A factor on the learning rate for a number of steps.
+
+value(count) = lr * factor   for count < total_iters
+               lr            from then on
+"""
 
 from __future__ import annotations
 
@@ -6,18 +10,24 @@ from typing import Any
 
 from functorch_optim.base import Number, Schedule
 from functorch_optim.scalars import at_least, is_number, where
-from functorch_optim.schedules.factory import schedule_factory
+from functorch_optim.schedules.factory import check_length, schedule_factory
 
 
 @schedule_factory
 def constant_lr(lr: Number, factor: Number = 1 / 3, total_iters: Number = 5) -> Schedule:
     """`lr * factor` for the first `total_iters` steps, `lr` from then on (torch's ConstantLR).
 
+    Args:
+      lr: the value after the first steps.
+      factor: what it is multiplied by before, in [0, 1].
+      total_iters: the number of first steps, an integer of at least 0.
+
     Raises:
-      ValueError: factor is not in [0, 1].
+      ValueError: factor is not in [0, 1], or total_iters is not a non-negative integer.
     """
     if is_number(factor) and not 0 <= factor <= 1:
         raise ValueError("Constant multiplicative factor expected to be between 0 and 1.")
+    check_length("total_iters", total_iters, least=0)
 
     def schedule(count: Any) -> Any:
         return lr * where(at_least(count, total_iters), 1.0, factor)

@@ -1,26 +1,39 @@
-"""Half a cosine from the learning rate to its minimum, and back."""
+"""Half a cosine from the learning rate to its minimum, and back.
+
+    value(count) = eta_min + (lr - eta_min) * (1 + cos(pi * count / T_max)) / 2
+
+Loshchilov, Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts", ICLR 2017.
+"""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from functorch_optim.base import Number, Schedule
-from functorch_optim.scalars import as_float, cos, remainder
-from functorch_optim.schedules.factory import schedule_factory
+from functorch_optim.scalars import remainder, subtract
+from functorch_optim.schedules.annealing import along_cosine
+from functorch_optim.schedules.factory import check_length, schedule_factory
 
 
 @schedule_factory
 def cosine_annealing_lr(lr: Number, T_max: Number, eta_min: Number = 0.0) -> Schedule:
-    """`eta_min + (lr - eta_min) * (1 + cos(pi * count / T_max)) / 2` (torch's CosineAnnealingLR).
+    """From `lr` to `eta_min` in `T_max` steps along half a cosine (torch's CosineAnnealingLR).
 
     It rises again after `T_max` steps, with period `2 * T_max`.
-    Loshchilov, Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts", ICLR 2017.
+
+    Args:
+      lr: the value at count 0.
+      T_max: the length of the fall in steps, an integer of at least 1.
+      eta_min: the value at count `T_max`.
+
+    Raises:
+      ValueError: T_max is not a positive integer.
     """
+    check_length("T_max", T_max)
 
     def schedule(count: Any) -> Any:
-        # The remainder, taken in whole numbers where both are, keeps float32 accurate late.
-        phase = as_float(remainder(count, 2 * T_max)) / as_float(T_max)
-        return eta_min + (lr - eta_min) * (1 + cos(math.pi * phase)) / 2
+        # Reduced in whole numbers where both are, which keeps float32 accurate late.
+        before_or_after = abs(subtract(T_max, remainder(count, 2 * T_max)))
+        return along_cosine(lr, eta_min, subtract(T_max, before_or_after), T_max)
 
     return schedule

@@ -1,4 +1,7 @@
-"""Schedules one after the other."""
+"""Schedules one after the other.
+
+value(count) = schedules[k](count - milestones[k - 1])   from milestones[k - 1] on
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from functorch_optim.base import Number, Schedule
-from functorch_optim.scalars import at_least, maximum, subtract, where
+from functorch_optim.scalars import at_least, is_number, maximum, subtract, where
 from functorch_optim.schedules.factory import schedule_factory
 
 
@@ -21,7 +24,7 @@ def sequential_lr(schedules: Sequence[Schedule], milestones: Sequence[Number]) -
     Raises:
       ValueError: no schedule, or not one milestone fewer than schedules.
     """
-    schedules, milestones = tuple(schedules), tuple(milestones)
+    schedules, milestones = tuple(schedules), tuple(milestones)  # an array of milestones, too
     if not schedules:
         raise ValueError("SequentialLR expects at least one scheduler, but got no scheduler.")
     if len(schedules) != len(milestones) + 1:
@@ -32,6 +35,10 @@ def sequential_lr(schedules: Sequence[Schedule], milestones: Sequence[Number]) -
         )
 
     def schedule(count: Any) -> Any:
+        if all(is_number(x) for x in (count, *milestones)):
+            begins = (0, *milestones)
+            active = max(k for k, begin in enumerate(begins) if k == 0 or count >= begin)
+            return schedules[active](count - begins[active])
         value = schedules[0](count)
         for following, milestone in zip(schedules[1:], milestones, strict=True):
             # A schedule that has not begun is asked for its start, never for a negative count.

@@ -208,10 +208,16 @@ def checked_optimizer(optimizer: Any) -> Optimizer:
     """The optimizer.
 
     Raises:
-      TypeError: it is none.
+      TypeError: it is none, or its learning rate is a schedule already.
     """
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"{type(optimizer).__name__} is not an Optimizer")
+    for index, group in enumerate(optimizer.param_groups):
+        if callable(group.get("lr")):
+            raise TypeError(
+                f"the lr of param_groups[{index}] is a function of the step count, which a "
+                "scheduler cannot adjust. Give the optimizer a number, or leave out the scheduler."
+            )
     return optimizer
 
 

@@ -1,0 +1,35 @@
+"""The learning rate times any function of the step count.
+
+value(count) = lr * lr_lambda(count)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from functorch_optim.base import Number, Schedule
+from functorch_optim.scalars import as_float
+from functorch_optim.schedules.factory import schedule_factory
+
+
+@schedule_factory
+def lambda_lr(lr: Number, lr_lambda: Callable[[Any], Any]) -> Schedule:
+    """`lr * lr_lambda(count)` (torch's LambdaLR).
+
+    Args:
+      lr: what the function's value multiplies.
+      lr_lambda: a function of the step count. Inside jit the count is traced: use `jnp.where`
+        there, not `if`.
+
+    Raises:
+      TypeError: lr_lambda is not a function.
+    """
+    check_function(lr_lambda)
+    return lambda count: lr * as_float(lr_lambda(count))
+
+
+def check_function(lr_lambda: Any) -> None:
+    """Raises torch's TypeError for what cannot be called."""
+    if not callable(lr_lambda):
+        raise TypeError(f"lr_lambda should be a function, but got {type(lr_lambda).__name__}")

@@ -1,0 +1,119 @@
+"""Less learning rate when a metric stops improving.
+
+    an epoch is bad unless the metric is better than the best so far by more than the threshold
+    after more than `patience` bad epochs in a row:  lr <- max(lr * factor, min_lr)
+    and for `cooldown` epochs after that no epoch counts as bad
+
+It depends on what was measured and not on the step count alone, so it is a pair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from functorch_optim.base import Number, Scalar, value_equal
+from functorch_optim.scalars import at_least, float_dtype, is_number, maximum, where
+
+
+class PlateauState(NamedTuple):
+    """What torch's ReduceLROnPlateau knows, under its names.
+
+    Attributes:
+      lr: the value now.
+      best: the best metric so far.
+      num_bad_epochs: bad epochs since the last good one, or since the cooldown.
+      cooldown_counter: epochs of cooldown that are left.
+      last_epoch: metrics seen so far.
+    """
+
+    lr: Scalar
+    best: Scalar
+    num_bad_epochs: Scalar
+    cooldown_counter: Scalar
+    last_epoch: Scalar
+
+
+class Plateau(NamedTuple):
+    """A pure pair that follows a metric.
+
+    Attributes:
+      init: `init() -> state`.
+      update: `update(metric, state) -> (lr, state)`, once for each epoch.
+    """
+
+    init: Callable[[], PlateauState]
+    update: Callable[[Any, PlateauState], tuple[jax.Array, PlateauState]]
+
+
+@value_equal
+def reduce_lr_on_plateau(
+    lr: Number,
+    mode: str = "min",
+    factor: Number = 0.1,
+    patience: Number = 10,
+    threshold: Number = 1e-4,
+    threshold_mode: str = "rel",
+    cooldown: Number = 0,
+    min_lr: Number = 0.0,
+    eps: Number = 1e-8,
+) -> Plateau:
+    """A learning rate that falls when a metric stops improving (torch's ReduceLROnPlateau).
+
+    Computed in the widest float in use. A metric that is NaN is bad.
+
+    Args:
+      lr: the first value.
+      mode: "min" where a lower metric is better, "max" where a higher one is.
+      factor: what the learning rate is multiplied by, less than 1.
+      patience: bad epochs in a row that are let pass.
+      threshold: by how much a metric must be better.
+      threshold_mode: "rel", a part of the best metric, or "abs". As in torch, "rel" asks of a
+        metric below 0 that it be a little worse, or better.
+      cooldown: epochs after a fall during which no epoch counts as bad.
+      min_lr: the lowest value.
+      eps: a fall by no more than this is left out.
+
+    Returns:
+      A pair: `init() -> state`, `update(metric, state) -> (lr, state)`.
+
+    Raises:
+      ValueError: factor is not below 1, or a mode is unknown.
+    """
+    if is_number(factor) and factor >= 1.0:
+        raise ValueError("Factor should be < 1.0.")
+    if mode not in ("min", "max"):
+        raise ValueError(f"mode {mode} is unknown!")
+    if threshold_mode not in ("rel", "abs"):
+        raise ValueError(f"threshold mode {threshold_mode} is unknown!")
+    sign = 1 if mode == "max" else -1
+
+    def init() -> PlateauState:
+        zero = jnp.zeros((), jnp.int32)
+        best = jnp.asarray(-sign * jnp.inf, float_dtype())
+        return PlateauState(jnp.asarray(lr, float_dtype()), best, zero, zero, zero)
+
+    def update(metric: Any, state: PlateauState) -> tuple[jax.Array, PlateauState]:
+        current = jnp.asarray(metric, float_dtype()).reshape(())
+        margin = sign * jnp.asarray(threshold, float_dtype())
+        bar = state.best * (1 + margin) if threshold_mode == "rel" else state.best + margin
+        better = sign * current > sign * bar
+        cooling = state.cooldown_counter > 0
+        bad = jnp.where(better | cooling, 0, state.num_bad_epochs + 1)
+        over = ~at_least(patience, bad)
+        lower = maximum(state.lr * jnp.asarray(factor, float_dtype()), min_lr)
+        falls = over & (state.lr - lower > jnp.asarray(eps, float_dtype()))
+        cooled = jnp.where(cooling, state.cooldown_counter - 1, state.cooldown_counter)
+        state = PlateauState(
+            where(falls, lower, state.lr),
+            where(better, current, state.best),
+            jnp.where(over, 0, bad),
+            jnp.where(over, jnp.asarray(cooldown, jnp.int32), cooled),
+            state.last_epoch + 1,
+        )
+        return state.lr, state
+
+    return Plateau(init, update)

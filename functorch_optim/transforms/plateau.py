@@ -1,0 +1,99 @@
+"""Smaller updates when a metric stops improving."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from functorch_optim import leaves
+from functorch_optim.base import (
+    GradientTransformation,
+    Number,
+    Params,
+    Scalar,
+    Updates,
+    value_equal,
+)
+from functorch_optim.scalars import float_dtype
+from functorch_optim.schedules.factory import check_length
+from functorch_optim.schedules.plateau import PlateauState, reduce_lr_on_plateau
+
+
+class ScaleByPlateauState(NamedTuple):
+    """`plateau.lr` is the scale; the values of this epoch so far are `value_count` in number."""
+
+    plateau: PlateauState
+    value_sum: Scalar
+    value_count: Scalar
+
+
+@value_equal
+def scale_by_plateau(
+    mode: str = "min",
+    factor: Number = 0.1,
+    patience: Number = 10,
+    threshold: Number = 1e-4,
+    threshold_mode: str = "rel",
+    cooldown: Number = 0,
+    min_scale: Number = 0.0,
+    eps: Number = 1e-8,
+    epoch_size: int = 1,
+) -> GradientTransformation:
+    """Multiplies the updates by a scale, 1 at first, that `reduce_lr_on_plateau` makes smaller.
+
+    The metric is the extra argument `value` of update: `update(grads, state, params, value=loss)`.
+    The scale that it leads to holds from this update on.
+
+    Args:
+      mode: "min" or "max", as the others in `reduce_lr_on_plateau`.
+      factor: what the scale is multiplied by.
+      patience: bad epochs in a row that are let pass.
+      threshold: by how much a metric must be better.
+      threshold_mode: "rel" or "abs".
+      cooldown: epochs after a fall that do not count as bad.
+      min_scale: the lowest scale.
+      eps: a fall by no more than this is left out.
+      epoch_size: updates in an epoch, whose metric is the mean of their values.
+
+    Raises:
+      ValueError: an argument that `reduce_lr_on_plateau` refuses, an epoch_size that is not a
+        positive integer; from update, no `value`.
+    """
+    check_length("epoch_size", epoch_size)
+    plateau = reduce_lr_on_plateau(
+        1.0, mode, factor, patience, threshold, threshold_mode, cooldown, min_scale, eps
+    )
+
+    def init(params: Params) -> ScaleByPlateauState:
+        return ScaleByPlateauState(
+            plateau.init(), jnp.zeros((), float_dtype()), jnp.zeros((), jnp.int32)
+        )
+
+    def update(
+        updates: Updates,
+        state: ScaleByPlateauState,
+        params: Params | None = None,
+        *,
+        value: Any = None,
+        **extra: Any,
+    ) -> tuple[Updates, ScaleByPlateauState]:
+        if value is None:
+            raise ValueError(
+                "scale_by_plateau: the argument `value` of update is missing, and it is needed "
+                "because the scale depends on a metric. "
+                "Call update(grads, state, params, value=loss)."
+            )
+        total = state.value_sum + jnp.asarray(value, float_dtype()).reshape(())
+        full = state.value_count + 1 >= epoch_size
+        _, after = plateau.update(total / epoch_size, state.plateau)
+        after = jax.tree.map(lambda new, old: jnp.where(full, new, old), after, state.plateau)
+        state = ScaleByPlateauState(
+            after,
+            jnp.where(full, jnp.zeros_like(total), total),
+            jnp.where(full, 0, state.value_count + 1),
+        )
+        return leaves.scale(updates, after.lr), state
+
+    return GradientTransformation(init, update)
