@@ -309,7 +309,6 @@ RMSPROP = Algorithm(
     ),
     accepted=({"lr": TWO[:1]}, {"alpha": 2.0}),
     sparse_error="RMSprop does not support sparse gradients",
-    rtol32=5e-5,  # the difference of two near numbers where it is centered
 )
 
 RPROP = Algorithm(
@@ -472,7 +471,6 @@ ADAFACTOR = Algorithm(
     sparse_error="Adafactor does not support sparse gradients",
     complex=False,
     without_params=None,
-    rtol32=1e-5,
 )
 
 MUON = Algorithm(
@@ -527,8 +525,8 @@ MUON = Algorithm(
     shapes=((2, 3), (3, 2), (4, 4), (3, 5)),
     complex=False,
     without_params={"weight_decay": 0.0},
-    rtol64=1e-2,  # it computes in bfloat16
-    rtol32=1e-2,
+    rtol64=1e-3,  # it computes in bfloat16: one rounding that falls otherwise is 4e-3 of a step
+    rtol32=1e-3,
     rtol_vmap=1e-2,
     rtol_jit=1e-2,
     difference=None,

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 
 from functorch_optim import checks
 from functorch_optim.base import Hyperparameter, PerParam, Scalar
@@ -67,6 +68,10 @@ def leaf(g: jax.Array, p: Any, buffers: Buffers, s: Scalars) -> tuple[jax.Array,
 
 def orthogonalized(x: jax.Array, s: Scalars) -> jax.Array:
     """The Newton-Schulz iteration; float32 whose values are bfloat16's."""
+    sharding = jax.typeof(x).sharding
+    explicit = any(axis is not None for axis in sharding.spec)
+    if explicit:  # every product needs whole rows: gathered here, where XLA does not choose
+        x = jax.sharding.reshard(x, NamedSharding(sharding.mesh, PartitionSpec(None, None)))
     x = _rounded(x)
     tall = x.shape[0] > x.shape[1]
     if tall:
@@ -77,7 +82,8 @@ def orthogonalized(x: jax.Array, s: Scalars) -> jax.Array:
         gram = _rounded(_product(x, x.T))
         polynomial = _rounded(b * gram + c * _product(gram, gram))
         x = _rounded(a * x + _product(polynomial, x))
-    return x.T if tall else x
+    x = x.T if tall else x
+    return jax.sharding.reshard(x, sharding) if explicit else x
 
 
 def _rounded(x: jax.Array) -> jax.Array:
