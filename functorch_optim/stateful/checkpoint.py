@@ -38,8 +38,10 @@ def packed(
             ids.setdefault(p, len(ids))
         options = {name: value for name, value in group.items() if name != "params"}
         packed_groups.append(options | {"params": [ids[p] for p in group["params"]]})
+    live = {ids[p]: dict(state[p]) for p in state}
+    taken = set(ids.values())
     return {
-        "state": {**{ids[p]: dict(state[p]) for p in state}, **unmatched},
+        "state": live | {key: entry for key, entry in unmatched.items() if key not in taken},
         "param_groups": packed_groups,
     }
 
@@ -92,14 +94,27 @@ def _by_name(saved_groups: Sequence[Group], groups: Sequence[Group]) -> dict[Any
     saved = dict(zip(_all(saved_groups, "param_names"), _all(saved_groups, "params"), strict=True))
     live: dict[Any, Parameter] = {}
     for group in groups:
-        names = group.get("param_names") or [p.name for p in group["params"]]
-        live.update(zip(names, group["params"], strict=True))
+        live.update(zip(_names([group]), group["params"], strict=True))
+    for what, groups_of in (("the loaded state dict", saved_groups), ("the optimizer", groups)):
+        names = _names(groups_of)
+        twice = sorted({str(name) for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"match='name': {what} has several parameters of the names {twice}")
     if saved.keys() != live.keys():
         raise ValueError(
             f"match='name': the loaded state dict lacks {sorted(map(str, live.keys() - saved))} "
             f"and has besides {sorted(map(str, saved.keys() - live))}"
         )
     return {key: live[name] for name, key in saved.items()}
+
+
+def _names(groups: Iterable[Group]) -> list[Any]:
+    """The names of groups' parameters; where none were given, those of the Parameters."""
+    return [
+        name
+        for group in groups
+        for name in group.get("param_names") or [p.name for p in group["params"]]
+    ]
 
 
 def _all(groups: Iterable[Group], key: str) -> list[Any]:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from functorch_optim import leaves
-from functorch_optim.scalars import sqrt
+from functorch_optim.scalars import is_number, sqrt
 from functorch_optim.stateful.parameter import Parameter
 
 
@@ -44,7 +44,8 @@ def clip_grad_norm_(
     if not chosen:
         return jnp.zeros(())
     grads = tuple(p.grad for p in chosen)
-    norm, clipped = _clipped_by_norm(grads, max_norm, float(norm_type))
+    bound = float(max_norm) if is_number(max_norm) else max_norm
+    norm, clipped = _clipped_by_norm(grads, bound, float(norm_type))
     if error_if_nonfinite and not math.isfinite(float(norm)):
         raise RuntimeError(
             f"The total norm of order {float(norm_type)} for gradients from `parameters` is "
@@ -76,7 +77,11 @@ def _with_gradients(parameters: Any) -> list[Parameter]:
     ):
         parameters = list(parameters)
     cells = jax.tree.leaves(parameters)
-    return [p for p in cells if isinstance(p, Parameter) and p.grad is not None]
+    chosen = [p for p in cells if isinstance(p, Parameter) and p.grad is not None]
+    for p in chosen:
+        if leaves.is_sparse(p.grad):
+            raise TypeError(f"the gradient of {p!r} is sparse; it cannot be clipped here")
+    return chosen
 
 
 @functools.partial(jax.jit, static_argnums=2)

@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
 
+from functorch_optim.scalars import is_number
 from functorch_optim.stateful.parameter import Parameter
 
 logger = logging.getLogger("functorch_optim")
 
 
 def described(
-    parts: Sequence[tuple[int, Mapping[str, Any], list[Parameter]]], buffers: Any, inputs: Any
+    parts: Sequence[tuple[int, Mapping[str, Any], list[Parameter]]],
+    arguments: Collection[str],
+    buffers: Any,
+    inputs: Any,
 ) -> dict[str, Any]:
-    """All that may select a program, by name: shapes and dtypes, members, flags."""
+    """All that may select a program, by name: shapes and dtypes, members, flags.
+
+    Of the groups' entries only the algorithm's `arguments` count.
+    """
     found: dict[str, Any] = {}
     for index, group, parameters in parts:
         for key, value in group.items():
-            if key not in ("params", "param_names"):
-                live = isinstance(value, float | int) and not isinstance(value, bool)
-                found[f"param_groups[{index}][{key!r}]"] = "a number" if live else _abstract(value)
+            if key in arguments:
+                found[f"param_groups[{index}][{key!r}]"] = _abstract(value)
         for position, p in enumerate(parameters):
             name = p.name or f"param_groups[{index}]['params'][{position}]"
             found[f"parameter {name}"] = _abstract(p._data)
@@ -33,18 +39,25 @@ def described(
 
 
 def _abstract(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return tuple("a number" if isinstance(x, float) else _abstract(x) for x in value)
+    if isinstance(value, tuple | list):
+        return tuple(map(_abstract, value))
+    if is_number(value) and not isinstance(value, bool):
+        return "a number"
     if hasattr(value, "dtype"):
         return f"{value.dtype}{list(value.shape)}"
     return value
 
 
-def log(optimizer: Any, before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> None:
-    """Logs which inputs differ from those of the step before."""
+def log(
+    optimizer: Any, before: Mapping[str, Any] | None, now: Mapping[str, Any], first: bool
+) -> None:
+    """Logs which inputs differ from those of the step before, if they are known."""
     name = type(optimizer).__name__
-    if before is None:
+    if first:
         logger.warning("%s: compiled its first step", name)
+        return
+    if before is None:
+        logger.warning("%s: compiled a step; nothing is known of the one before", name)
         return
     changes = [
         f"{key}: {before.get(key, 'absent')} -> {now.get(key, 'absent')}"

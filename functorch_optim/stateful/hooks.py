@@ -69,15 +69,20 @@ def register_optimizer_step_post_hook(hook: Hook) -> RemovableHandle:
 
 
 def around_step(
-    step: Hook, before: Hooks, after: Hooks, args: tuple[Any, ...], kwargs: dict[str, Any]
+    optimizer: Any,
+    step: Hook,
+    before: Hooks,
+    after: Hooks,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
 ) -> Any:
-    """Calls `step(*args, **kwargs)` between the hooks: global ones outermost.
+    """Calls `step(*args, **kwargs)` between the optimizer's hooks: global ones outermost.
 
     Raises:
       RuntimeError: a hook returned something that is not new arguments.
     """
     for hook in (*_before_any_step, *before):
-        result = hook(args[0], args, kwargs)
+        result = hook(optimizer, args, kwargs)
         if result is None:
             continue
         if not (isinstance(result, tuple) and len(result) == 2):
@@ -87,7 +92,7 @@ def around_step(
         args, kwargs = result
     returned = step(*args, **kwargs)
     for hook in (*after, *_after_any_step):
-        hook(args[0], args, kwargs)
+        hook(optimizer, args, kwargs)
     return returned
 
 

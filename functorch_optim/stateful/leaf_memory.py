@@ -77,6 +77,11 @@ class LeafMemory:
                 self.records.update(records)
 
     @property
+    def arguments(self) -> Collection[str]:
+        """The names of the algorithm's hyperparameters."""
+        return self.factory.defaults
+
+    @property
     def fixed(self) -> Mapping[str, Any]:
         """Hyperparameters that no checkpoint may change."""
         return self.factory.fixed
@@ -107,6 +112,11 @@ class LeafMemory:
                         self.records[p] = record
 
         return Prepared(LeafPlan(self.rule, layouts), buffers, numbers, commit)
+
+    def held(self, parts: Sequence[Part]) -> list[jax.Array]:
+        """The buffers of these parts' parameters."""
+        members = [p for _, _, parameters in parts for p in parameters if p in self.records]
+        return [buffer for p in members for buffer in self.records[p].buffers.values()]
 
     def _ready(self, parts: Sequence[Part]) -> list[tuple[dict[str, Any], dict[Parameter, Record]]]:
         """For each part its hyperparameters, and records with the buffers that they need."""
@@ -166,6 +176,8 @@ class LeafMemory:
         """What takes over the states of cohorts' pairs, which are checked now."""
         found = {}
         for members, state in cohorts:
+            if not isinstance(state, self.rule.state):
+                raise TypeError(f"state should hold {self.rule.state.__name__}, but has {state!r}")
             _, treedef = leaves.flatten(Members([0] * len(members)))
             columns = [
                 [None] * len(members)
@@ -175,11 +187,24 @@ class LeafMemory:
             ]
             carried = tuple(float(getattr(state, name)) for name in self.rule.carried)
             for p, *row in zip(members, *columns, strict=True):
-                present = {
-                    n: b for n, b in zip(self.rule.buffers, row, strict=True) if b is not None
-                }
+                named = zip(self.rule.buffers, row, strict=True)
+                present = {name: buffer for name, buffer in named if buffer is not None}
+                _check_like(present, self.records[p], p)
                 found[p] = Record(int(state.step), carried, present, outside=True)
         return lambda: self.records.update(found)
+
+
+def _check_like(buffers: Mapping[str, Any], record: Record, p: Parameter) -> None:
+    """Raises unless these are buffers like the record's: the same names, shapes and dtypes."""
+    wanted = {name for name in record.names if name is not None}
+    if buffers.keys() != wanted:
+        raise ValueError(f"the state of {p!r} should hold {sorted(wanted)}, but has {[*buffers]}")
+    for name in wanted:
+        new, old = buffers[name], record.buffers[name]
+        if new.shape != old.shape:
+            raise ValueError(f"{name} of {p!r} has shape {new.shape}, but should have {old.shape}")
+        if new.dtype != old.dtype:
+            raise TypeError(f"{name} of {p!r} has dtype {new.dtype}, but should have {old.dtype}")
 
 
 def _flags(rule: Rule, values: Mapping[str, Any]) -> Hashable:

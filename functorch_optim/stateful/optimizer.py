@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from functorch_optim import leaves
+from functorch_optim import checks, leaves
 from functorch_optim.stateful import checkpoint, compiles, functional, groups, hooks, program
 from functorch_optim.stateful.hooks import (
     Hook,
@@ -117,12 +117,13 @@ class Optimizer:
             keep = not set_to_none and p.grad is not None
             p.grad = jnp.zeros_like(p.grad) if keep else None
 
-    def step(self, closure: Any = None) -> Any:
+    def step(self, *args: Any, **kwargs: Any) -> Any:
         """Updates every parameter that has a gradient, all in one compiled call.
 
         Args:
-          closure: a function that computes gradients and returns the loss, called once; or a tree
-            of gradients that matches `params`, used instead of `.grad`.
+          *args: `closure`, if any: a function that computes gradients and returns the loss, called
+            once; or a tree of gradients that matches `params`, used instead of `.grad`.
+          **kwargs: `closure` by name. Hooks see the arguments as they were given, as in torch.
 
         Returns:
           What the closure returned, else `None`.
@@ -134,10 +135,8 @@ class Optimizer:
           RuntimeError: the state was given away by `to_functional`. Nothing is changed by any of
             these; an error on the device says whether the parameters are lost.
         """
-        args = (self,) if closure is None else (self, closure)
-        return hooks.around_step(
-            type(self)._step, self._step_pre_hooks, self._step_post_hooks, args, {}
-        )
+        before, after = self._step_pre_hooks, self._step_post_hooks
+        return hooks.around_step(self, type(self)._step, before, after, (self, *args), kwargs)
 
     def _step(self, closure: Any = None) -> Any:
         self._check_not_lent()
@@ -190,8 +189,11 @@ class Optimizer:
           ValueError: accumulate is not a positive integer; from `train_step`: no Parameter of the
             model is held by this optimizer, or the micro-batches are not stacked.
         """
-        if not isinstance(accumulate, int) or accumulate < 1:
+        if not isinstance(accumulate, int) or isinstance(accumulate, bool) or accumulate < 1:
             raise ValueError(f"accumulate should be a positive integer, but is {accumulate!r}")
+        if clip_norm is not None:
+            checks.number_or_array("clip_norm", clip_norm)
+            checks.at_least_zero("clip_norm", clip_norm, "Invalid clip_norm value")
         train = program.compiled_train_step(loss_fn, has_aux, accumulate, clip_norm)
 
         def train_step(*args: Any) -> Any:
@@ -239,6 +241,7 @@ class Optimizer:
           ValueError: a wrong number of groups or parameters, a wrong shape, an invalid step.
           TypeError: a wrong dtype or structure. The optimizer is unchanged then.
         """
+        self._check_not_lent()
         state_dict = hooks.replaced(self._load_state_dict_pre_hooks, self, dict(state_dict))
         found = checkpoint.matched(state_dict, self.param_groups, self._memory.fixed, match)
         parts = self._parts(self._parameters(), found.groups)
@@ -264,7 +267,9 @@ class Optimizer:
         """
         cells, treedef = leaves.flatten(self._tree)
         given = leaves.flatten_like(params, treedef, "params", "the optimizer's parameters")
-        live = (self.param_groups, self._memory, self._unmatched)
+        names = ("param_groups", "_memory", "_unmatched", "_trees", "_grouped", "_lent")
+        live = {name: getattr(self, name) for name in names}
+        self._trees = list(self._trees)
         held = [(p, p._data, p.grad) for p in cells]
         try:
             for p, value in zip(cells, given, strict=True):
@@ -272,18 +277,18 @@ class Optimizer:
             self.load_state_dict(state)
             yield self
         finally:
-            self.param_groups, self._memory, self._unmatched = live
+            self.__dict__.update(live)
             for p, value, grad in held:
                 p.data, p.grad = value, grad
 
     def to_functional(self) -> tuple[Any, Any, Any]:
         """The optimizer as `(pair, params, state)`, for a loop inside `jit` or `lax.scan`.
 
-        Hyperparameters are those of now. The state is given away: the optimizer refuses to step
+        Hyperparameters are those of now, and Parameters that require no gradient stay. The state is given away: the optimizer refuses to step
         until `from_functional` gives it back.
         """
         self._check_not_lent()
-        result = functional.lent(self._memory, self._parts(self._parameters()), self._tree)
+        result = functional.lent(self._memory, self._parts(self._trainable()), self._tree)
         self._lent = True
         return result
 
@@ -296,7 +301,7 @@ class Optimizer:
         """
         if not self._lent:
             raise RuntimeError("nothing to take back: to_functional was not called before")
-        parts = self._parts(self._parameters())
+        parts = self._parts(self._trainable())
         functional.take_back(self._memory, parts, self._tree, params, state)
         self._lent = False
 
@@ -365,6 +370,9 @@ class Optimizer:
     def _parameters(self) -> dict[Parameter, None]:
         return {p: None for group in self.param_groups for p in group["params"]}
 
+    def _trainable(self) -> set[Parameter]:
+        return {p for p in self._parameters() if p.requires_grad}
+
     def _matched(self, grads: Any) -> dict[Parameter, Any]:
         """A tree of gradients, by Parameter."""
         cells, treedef = leaves.flatten(self._tree)
@@ -389,29 +397,39 @@ class Optimizer:
         """Runs a compiled program on the parts' values and buffers, and keeps its results."""
         plan, buffers, numbers, commit = self._memory.prepare(parts)
         data = [[p.release() for p in parameters] for _, _, parameters in parts]
-        described = compiles.described(parts, buffers, inputs) if self.log_compiles else None
+        described = self._described(parts, buffers, inputs)
         traced = program.trace_count()
         try:
             result, new_data, new_buffers = compute(plan, data, buffers, numbers)
         except BaseException as error:
-            if any(x.is_deleted() for x in jax.tree.leaves((data, buffers))):
+            if self._is_lost(parts):
                 raise RuntimeError(
                     "the step failed after its parameters and state were given to the device: "
                     "they are lost. Restore them from a checkpoint."
                 ) from error
             raise
+        new = program.trace_count() - traced
+        self.compile_count += new
         try:
             self._keep(parts, new_data, new_buffers, commit)
         except BaseException:  # an interrupt: nothing stays half updated
             self._keep(parts, new_data, new_buffers, commit)
             raise
-        new = program.trace_count() - traced
-        self.compile_count += new
         if described is not None:
             if new:
-                compiles.log(self, self._last_inputs, described)
+                compiles.log(self, self._last_inputs, described, first=self.compile_count == new)
             self._last_inputs = described
         return result
+
+    def _described(self, parts: list[Part], buffers: Any, inputs: Any) -> dict[str, Any] | None:
+        if not self.log_compiles:
+            return None
+        return compiles.described(parts, self._memory.arguments, buffers, inputs)
+
+    def _is_lost(self, parts: list[Part]) -> bool:
+        """Whether values or state that the optimizer holds were given to the device."""
+        held = [p._data for _, _, parameters in parts for p in parameters]
+        return any(x.is_deleted() for x in [*held, *self._memory.held(parts)])
 
     def _keep(
         self, parts: list[Part], data: Any, buffers: Any, commit: Callable[[Any], None]

@@ -68,6 +68,11 @@ class PairMemory:
         self._states: dict[int, tuple[tuple[Parameter, ...], Any]] = {}
         self._read = False
 
+    @property
+    def arguments(self) -> Collection[str]:
+        """The names of the pair's hyperparameters."""
+        return self._defaults
+
     def begin(self, parameters: Collection[Parameter], parts: Sequence[Part]) -> None:
         """Nothing: state is created at the first step."""
 
@@ -105,6 +110,10 @@ class PairMemory:
             self._read = False
 
         return Prepared(PairPlan(self.factory, tuple(statics)), states, numbers, commit)
+
+    def held(self, parts: Sequence[Part]) -> list[jax.Array]:
+        """The arrays of these groups' states."""
+        return jax.tree.leaves([self._states[i] for i, _, _ in parts if i in self._states])
 
     def _split(self, index: int, group: Mapping[str, Any]) -> tuple[dict[str, Any], Numbers]:
         """A group's hyperparameters: those that select a program, and the numbers."""

@@ -32,7 +32,8 @@ def group_by_path(
     Raises:
       ValueError: a pattern matches no name, or only names that earlier patterns took; it is named.
     """
-    named = list(named_parameters(model))
+    first_names = {p: name for name, p in reversed(list(named_parameters(model)))}
+    named = [(name, p) for name, p in named_parameters(model) if first_names[p] == name]
     groups: list[dict[str, Any]] = [{"params": [], **options} for _, options in rules]
     rest: dict[str, Any] = {"params": [], **(default or {})}
     patterns = [re.compile(pattern) for pattern, _ in rules]

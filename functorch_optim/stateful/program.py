@@ -107,7 +107,13 @@ def _mean(compute: Callable[..., Any], trained: Sequence[jax.Array], args: Any, 
 
 def check_micro_batches(args: Any, count: int) -> None:
     """Raises ValueError unless every array of the batch has a first axis of this length."""
-    for path, x in jax.tree_util.tree_flatten_with_path(args)[0]:
+    flat = jax.tree_util.tree_flatten_with_path(args)[0]
+    if not flat:
+        raise ValueError(
+            f"make_step(accumulate={count}) takes {count} micro-batches, but train_step was called "
+            "without any array"
+        )
+    for path, x in flat:
         if jnp.ndim(x) == 0 or jnp.shape(x)[0] != count:
             raise ValueError(
                 f"make_step(accumulate={count}) takes {count} micro-batches stacked along the "
