@@ -3,8 +3,8 @@
     python -m pip install -e . && python benchmarks/step_overhead.py
 
 Side by side in one run, over the shapes of ResNet-50's 161 parameters and over 1,000 small ones:
-the whole `step()`, and the compiled program alone, in a loop that hands its results back to it. Both
-wait for the device. The ratio is of medians; this is a measurement, not a test.
+the whole `step()`, and the compiled program alone, in a loop that hands its results back to it.
+Both wait for the device. The ratio is of medians; this is a measurement, not a test.
 """
 
 from __future__ import annotations

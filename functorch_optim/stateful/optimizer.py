@@ -284,8 +284,9 @@ class Optimizer:
     def to_functional(self) -> tuple[Any, Any, Any]:
         """The optimizer as `(pair, params, state)`, for a loop inside `jit` or `lax.scan`.
 
-        Hyperparameters are those of now, and Parameters that require no gradient stay. The state is given away: the optimizer refuses to step
-        until `from_functional` gives it back.
+        Hyperparameters are those of now; Parameters that require no gradient are left as they are.
+        The state is given away: the optimizer refuses to step until `from_functional` gives it
+        back.
         """
         self._check_not_lent()
         result = functional.lent(self._memory, self._parts(self._trainable()), self._tree)
