@@ -146,7 +146,14 @@ class LeafMemory:
         Raises:
           TypeError, ValueError: an entry that cannot be this parameter's.
         """
-        records = {p: from_torch(values, p, self.rule, key) for p, (key, values) in entries.items()}
+        at_start = {}
+        for index, group, parameters in parts:
+            values = hyperparameters.checked(self.factory.defaults, group, index)
+            at_start.update(dict.fromkeys(parameters, hyperparameters_at(values, 0)))
+        records = {
+            p: from_torch(entry, p, self.rule, at_start[p], key)
+            for p, (key, entry) in entries.items()
+        }
         return LeafMemory(self.factory, records)
 
     def cohorts(

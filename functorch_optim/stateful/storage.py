@@ -105,14 +105,18 @@ def prepared(
     return record
 
 
-def _needed(rule: Rule, p: Parameter, h: SimpleNamespace) -> frozenset[str]:
+def _needed(rule: Rule, p: Parameter, h: SimpleNamespace) -> dict[str, tuple[int, ...]]:
+    """The shapes of the buffers that a parameter needs, by name."""
     like = jax.ShapeDtypeStruct(p.shape, p.dtype)
-    shapes = jax.eval_shape(lambda x: init_leaf(rule, x, h), like)
-    return frozenset(n for n, s in zip(rule.buffers, shapes, strict=True) if s is not None)
+    found = zip(rule.buffers, jax.eval_shape(lambda x: init_leaf(rule, x, h), like), strict=True)
+    return {name: buffer.shape for name, buffer in found if buffer is not None}
 
 
-def from_torch(entries: Any, p: Parameter, rule: Rule, key: Any) -> Record:
+def from_torch(entries: Any, p: Parameter, rule: Rule, h: SimpleNamespace, key: Any) -> Record:
     """A record from torch's per-parameter dict; `key` names it in messages.
+
+    Buffers have the shapes that the algorithm gives them with the hyperparameters h; what it does
+    not know is kept, and has the parameter's shape.
 
     Raises:
       TypeError, ValueError: an entry that cannot be this parameter's.
@@ -124,8 +128,14 @@ def from_torch(entries: Any, p: Parameter, rule: Rule, key: Any) -> Record:
     step = 1  # an algorithm without `step` starts anew where it has no buffers
     if rule.torch_has_step:
         step = _step(present.pop("step", None), where)
-    carried = tuple(_number(present.pop(name, None), f"{where}: {name}") for name in rule.carried)
-    buffers = {name: _buffer(value, p, f"{where}: {name}") for name, value in present.items()}
+    carried = tuple(
+        float32(_number(present.pop(name, None), f"{where}: {name}")) for name in rule.carried
+    )
+    shapes = _needed(rule, p, h)
+    buffers = {
+        name: _buffer(value, p, shapes.get(name, p.shape), f"{where}: {name}")
+        for name, value in present.items()
+    }
     return Record(step, carried, buffers, outside=True)
 
 
@@ -145,10 +155,11 @@ def _number(value: Any, where: str) -> float:
     return float(array.reshape(()))
 
 
-def _buffer(value: Any, p: Parameter, where: str) -> jax.Array:
+def _buffer(value: Any, p: Parameter, shape: tuple[int, ...], where: str) -> jax.Array:
     array = value if isinstance(value, jax.Array) else np.asarray(value)
-    if array.shape != p.shape:
-        raise ValueError(f"{where} has shape {array.shape}, but its parameter has shape {p.shape}")
+    if array.shape != shape:
+        whose = "its parameter has" if shape == p.shape else "should have"
+        raise ValueError(f"{where} has shape {array.shape}, but {whose} shape {shape}")
     complex_to_real = jnp.iscomplexobj(array) and not jnp.iscomplexobj(p._data)
     if complex_to_real or not jnp.issubdtype(array.dtype, jnp.number):
         raise TypeError(f"{where} has dtype {array.dtype}, but its parameter has dtype {p.dtype}")
