@@ -1,4 +1,4 @@
-"""Every algorithm behind torch's face: the pair's numbers, and torch's own where it is installed."""
+"""Every algorithm behind torch's face: the pair's numbers, and torch's where it is installed."""
 
 from __future__ import annotations
 
