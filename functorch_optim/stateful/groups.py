@@ -25,6 +25,9 @@ class _Required:
 required = _Required()
 
 
+_HINT = ". Of a model with other leaves, give its Parameters: optim.named_parameters(model)"
+
+
 def normalized(params: Any) -> tuple[list[Group], list[Any], bool]:
     """The groups, the tree of Parameters of each, and whether the user gave them as groups.
 
@@ -82,8 +85,10 @@ def normalized_group(group: Any) -> tuple[Group, Any]:
     cells = jax.tree.leaves(tree)
     for cell in cells:
         if not isinstance(cell, Parameter):
+            hint = "" if isinstance(params, list | tuple) else _HINT
             raise TypeError(
-                f"optimizer can only optimize Tensors, but one of the params is {typename(cell)}"
+                "optimizer can only optimize Tensors, but one of the params is "
+                f"{typename(cell)}{hint}"
             )
     if len(set(cells)) != len(cells):
         warnings.warn(
