@@ -102,14 +102,21 @@ class LeafMemory:
         layouts, numbers, carried = numbers_of(self.rule, groups)
         buffers = [[record.release() for record in records] for _, records in groups]
         steps = [[record.step + 1 for record in records] for _, records in groups]
+        known = self.records
+        begun = [
+            (p, record)
+            for _, records in ready
+            for p, record in records.items()
+            if known.get(p) is not record
+        ]
 
         def commit(new: Grouped) -> None:
-            for (_, records), *columns in zip(ready, new, steps, carried, strict=True):
-                for (p, record), *results in zip(records.items(), *columns, strict=True):
-                    record.replace(*results)
-                    if self.records.get(p) is not record:
-                        self.records.pop(p, None)  # listed in the order in which state came
-                        self.records[p] = record
+            for (_, records), *columns in zip(groups, new, steps, carried, strict=True):
+                for record, values, step, numbers in zip(records, *columns, strict=True):
+                    record.replace(values, step, numbers)
+            for p, record in begun:
+                known.pop(p, None)  # listed in the order in which state came
+                known[p] = record
 
         return Prepared(LeafPlan(self.rule, layouts), buffers, numbers, commit)
 

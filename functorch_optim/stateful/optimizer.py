@@ -150,7 +150,10 @@ class Optimizer:
         parts = self._parts({p for p, grad in grads.items() if grad is not None})
         if parts:
             dense = self._memory.dense
-            ordered = [[dense(grads[p]) for p in parameters] for _, _, parameters in parts]
+            ordered = [
+                [g if isinstance(g := grads[p], jax.Array) else dense(g) for p in parameters]
+                for _, _, parameters in parts
+            ]
             self._run(
                 parts,
                 lambda plan, data, buffers, numbers: (

@@ -55,12 +55,15 @@ class Record:
             for name, buffer in self.buffers.items():
                 if self._outside or sys.getrefcount(buffer) > _ALONE:
                     self.buffers[name] = jnp.copy(buffer)
-        return tuple(None if name is None else self.buffers[name] for name in self.names)
+        return self._in_use()
 
     def shared(self) -> Buffers:
         """The buffers in use, to be held by somebody else."""
         self._read = True
-        return tuple(None if name is None else self.buffers[name] for name in self.names)
+        return self._in_use()
+
+    def _in_use(self) -> Buffers:
+        return tuple([None if name is None else self.buffers[name] for name in self.names])
 
     def replace(self, new: Buffers, step: int, carried: tuple[Any, ...]) -> None:
         """Takes the results of an update; nobody else holds these arrays."""
