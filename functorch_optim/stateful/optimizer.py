@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -66,6 +67,7 @@ class Optimizer:
         self._lent = False
         self._unmatched: dict[Any, Any] = {}
         self._memory = self._new_memory()
+        self._lock = threading.RLock()
         self._reset_hooks()
         given, self._trees, self._grouped = groups.normalized(params)
         for group in given:
@@ -354,6 +356,7 @@ class Optimizer:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._last_inputs = None
+        self._lock = threading.RLock()
         self._reset_hooks()
 
     def _reset_hooks(self) -> None:
@@ -398,7 +401,14 @@ class Optimizer:
         return parts
 
     def _run(self, parts: list[Part], compute: Callable[..., Any], inputs: Any) -> Any:
-        """Runs a compiled program on the parts' values and buffers, and keeps its results."""
+        """Runs a compiled program on the parts' values and buffers, and keeps its results.
+
+        Steps of several threads take turns: each goes on from what the one before left.
+        """
+        with self._lock:
+            return self._run_alone(parts, compute, inputs)
+
+    def _run_alone(self, parts: list[Part], compute: Callable[..., Any], inputs: Any) -> Any:
         plan, buffers, numbers, commit = self._memory.prepare(parts)
         data = [[p.release() for p in parameters] for _, _, parameters in parts]
         described = self._described(parts, buffers, inputs)
