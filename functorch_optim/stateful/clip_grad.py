@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 
 from functorch_optim import leaves
-from functorch_optim.scalars import is_number, sqrt
+from functorch_optim.scalars import is_number
 from functorch_optim.stateful.parameter import Parameter
+from functorch_optim.transforms.clipping import global_norm, scaled_to
 
 
 def clip_grad_norm_(
@@ -89,20 +90,19 @@ def _clipped_by_norm(
     grads: Sequence[jax.Array], max_norm: Any, norm_type: float
 ) -> tuple[jax.Array, list[jax.Array]]:
     norm = total_norm(grads, norm_type)
-    factor = jnp.minimum(jnp.asarray(max_norm, norm.dtype) / (norm + 1e-6), 1.0)
-    return norm, leaves.scale(list(grads), factor)
+    return norm, scaled_to(list(grads), norm, max_norm)
 
 
 def total_norm(grads: Sequence[jax.Array], norm_type: float) -> jax.Array:
     """The norm of all elements together, in float32 at least."""
+    if norm_type == 2.0:
+        return global_norm(list(grads))
     dtype = leaves.real_dtype(leaves.widest(*(g.dtype for g in grads)))
     sizes = [jnp.abs(g.astype(leaves.widest(g.dtype))).astype(dtype) for g in grads]
     if norm_type == math.inf:
         return functools.reduce(jnp.maximum, map(jnp.max, sizes))
     if norm_type == -math.inf:
         return functools.reduce(jnp.minimum, map(jnp.min, sizes))
-    if norm_type == 2.0:
-        return sqrt(sum((jnp.sum(x * x) for x in sizes), jnp.zeros((), dtype)))
     if norm_type == 0.0:  # torch counts the gradients whose count of nonzeros is not zero
         return sum((jnp.any(x != 0).astype(dtype) for x in sizes), jnp.zeros((), dtype))
     powers = sum((jnp.sum(x**norm_type) for x in sizes), jnp.zeros((), dtype))

@@ -9,13 +9,13 @@ from typing import Any
 import jax
 
 from functorch_optim.scalars import is_number
-from functorch_optim.stateful.parameter import Parameter
+from functorch_optim.stateful.program import Part
 
 logger = logging.getLogger("functorch_optim")
 
 
 def described(
-    parts: Sequence[tuple[int, Mapping[str, Any], list[Parameter]]],
+    parts: Sequence[Part],
     arguments: Collection[str],
     buffers: Any,
     inputs: Any,

@@ -21,16 +21,15 @@ from functorch_optim.stateful import hyperparameters
 from functorch_optim.stateful.members import Members
 from functorch_optim.stateful.numbers import Layout, Numbers, numbers_of, unpacked
 from functorch_optim.stateful.parameter import Parameter
-from functorch_optim.stateful.program import Grouped, Prepared
+from functorch_optim.stateful.program import Grouped, Part, Prepared
 from functorch_optim.stateful.storage import (
     Record,
     StateView,
     from_torch,
+    needs_of,
     prepared,
     scalar_array,
 )
-
-Part = tuple[int, Mapping[str, Any], list[Parameter]]
 
 
 class LeafPlan(NamedTuple):
@@ -131,13 +130,15 @@ class LeafMemory:
         for index, group, parameters in parts:
             values = hyperparameters.checked(self.factory.defaults, group, index)
             flags = _flags(self.rule, values)
-            records = {}
-            for p in parameters:
-                record = self.records.get(p)
-                if record is None or record.flags is not flags:
-                    h = hyperparameters_at(values, 0)
-                    record = prepared(record, self.rule, p, h, flags)
-                records[p] = record
+            known = {p: self.records.get(p) for p in parameters}
+            records = {p: r for p, r in known.items() if r is not None and r.flags is flags}
+            if len(records) < len(known):
+                h = hyperparameters_at(values, 0)
+                needs = needs_of(self.rule, h)
+                records = {
+                    p: records[p] if p in records else prepared(r, self.rule, p, h, needs, flags)
+                    for p, r in known.items()
+                }
             ready.append((values, records))
         return ready
 
@@ -153,13 +154,13 @@ class LeafMemory:
         Raises:
           TypeError, ValueError: an entry that cannot be this parameter's.
         """
-        at_start = {}
+        needs = {}
         for index, group, parameters in parts:
             values = hyperparameters.checked(self.factory.defaults, group, index)
-            at_start.update(dict.fromkeys(parameters, hyperparameters_at(values, 0)))
+            of_group = needs_of(self.rule, hyperparameters_at(values, 0))
+            needs.update(dict.fromkeys(parameters, of_group))
         records = {
-            p: from_torch(entry, p, self.rule, at_start[p], key)
-            for p, (key, entry) in entries.items()
+            p: from_torch(entry, p, self.rule, needs[p], key) for p, (key, entry) in entries.items()
         }
         return LeafMemory(self.factory, records)
 

@@ -19,9 +19,10 @@ from functorch_optim.stateful.hooks import (
     register_optimizer_step_post_hook,
     register_optimizer_step_pre_hook,
 )
-from functorch_optim.stateful.leaf_memory import LeafMemory, Part
+from functorch_optim.stateful.leaf_memory import LeafMemory
 from functorch_optim.stateful.model import arrays, split, values
 from functorch_optim.stateful.parameter import Parameter
+from functorch_optim.stateful.program import Part
 
 __all__ = [
     "Optimizer",

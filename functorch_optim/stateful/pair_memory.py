@@ -20,9 +20,8 @@ from functorch_optim.stateful import hyperparameters
 from functorch_optim.stateful.members import Members
 from functorch_optim.stateful.model import dotted
 from functorch_optim.stateful.parameter import Parameter
-from functorch_optim.stateful.program import Grouped, Prepared
+from functorch_optim.stateful.program import Grouped, Part, Prepared
 
-Part = tuple[int, Mapping[str, Any], list[Parameter]]
 Numbers = dict[str, Any]
 
 

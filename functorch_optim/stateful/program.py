@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -12,8 +12,11 @@ import jax.numpy as jnp
 from functorch_optim.base import EmptyState
 from functorch_optim.stateful.backward import value_and_grads
 from functorch_optim.stateful.model import Skeleton
+from functorch_optim.stateful.parameter import Parameter
 from functorch_optim.transforms.clipping import clip_by_global_norm
 
+# The part of a group that takes part in a step: its index, its entries, its parameters.
+Part = tuple[int, Mapping[str, Any], list[Parameter]]
 Grouped = Sequence[Sequence[Any]]
 Place = tuple[int, int]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import sys
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
@@ -84,9 +84,14 @@ class Record:
 
 
 def prepared(
-    record: Record | None, rule: Rule, p: Parameter, h: SimpleNamespace, flags: Hashable
+    record: Record | None,
+    rule: Rule,
+    p: Parameter,
+    h: SimpleNamespace,
+    needs: Needs,
+    flags: Hashable,
 ) -> Record:
-    """A record that has the buffers which these hyperparameters need.
+    """A record that has the buffers which these hyperparameters need (`needs_of(rule, h)`).
 
     A parameter without any starts anew, as in torch.
 
@@ -94,7 +99,7 @@ def prepared(
       KeyError: some buffers are there but a needed one is not: a flag was set after the first
         step, as `amsgrad`.
     """
-    needed = _needed(rule, p, h)
+    needed = needs(p.shape, p.dtype)
     if record is None or (needed and not record.buffers):
         buffers = zip(rule.buffers, init_leaf(rule, p._data, h), strict=True)
         record = Record(
@@ -108,18 +113,30 @@ def prepared(
     return record
 
 
-def _needed(rule: Rule, p: Parameter, h: SimpleNamespace) -> dict[str, tuple[int, ...]]:
-    """The shapes of the buffers that a parameter needs, by name."""
-    like = jax.ShapeDtypeStruct(p.shape, p.dtype)
-    found = zip(rule.buffers, jax.eval_shape(lambda x: init_leaf(rule, x, h), like), strict=True)
-    return {name: buffer.shape for name, buffer in found if buffer is not None}
+Needs = Callable[[tuple[int, ...], Any], dict[str, tuple[int, ...]]]
 
 
-def from_torch(entries: Any, p: Parameter, rule: Rule, h: SimpleNamespace, key: Any) -> Record:
+def needs_of(rule: Rule, h: SimpleNamespace) -> Needs:
+    """`needs(shape, dtype)`: the shapes of the buffers that such a parameter needs, by name.
+
+    Traced once for all parameters of a shape and dtype.
+    """
+
+    @functools.cache
+    def needs(shape: tuple[int, ...], dtype: Any) -> dict[str, tuple[int, ...]]:
+        like = jax.ShapeDtypeStruct(shape, dtype)
+        buffers = jax.eval_shape(lambda x: init_leaf(rule, x, h), like)
+        named = zip(rule.buffers, buffers, strict=True)
+        return {name: buffer.shape for name, buffer in named if buffer is not None}
+
+    return needs
+
+
+def from_torch(entries: Any, p: Parameter, rule: Rule, needs: Needs, key: Any) -> Record:
     """A record from torch's per-parameter dict; `key` names it in messages.
 
-    Buffers have the shapes that the algorithm gives them with the hyperparameters h; what it does
-    not know is kept, and has the parameter's shape.
+    Buffers have the shapes that the algorithm needs (`needs_of`); what it does not know is kept,
+    and has the parameter's shape.
 
     Raises:
       TypeError, ValueError: an entry that cannot be this parameter's.
@@ -134,7 +151,7 @@ def from_torch(entries: Any, p: Parameter, rule: Rule, h: SimpleNamespace, key: 
     carried = tuple(
         float32(_number(present.pop(name, None), f"{where}: {name}")) for name in rule.carried
     )
-    shapes = _needed(rule, p, h)
+    shapes = needs(p.shape, p.dtype)
     buffers = {
         name: _buffer(value, p, shapes.get(name, p.shape), f"{where}: {name}")
         for name, value in present.items()

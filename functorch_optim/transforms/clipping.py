@@ -30,6 +30,12 @@ def global_norm(tree: Updates) -> jax.Array:
     return sqrt(sum(squares, jnp.zeros((), widest)))
 
 
+def scaled_to(updates: Updates, norm: jax.Array, max_norm: Number) -> Updates:
+    """Updates of this norm scaled down to at most `max_norm`, as torch does it."""
+    factor = jnp.minimum(jnp.asarray(max_norm, norm.dtype) / (norm + 1e-6), 1.0)
+    return leaves.scale(updates, factor)
+
+
 @value_equal
 def clip_by_global_norm(max_norm: Number) -> GradientTransformation:
     """Scales the updates down so that their global 2-norm is at most `max_norm`.
@@ -48,8 +54,6 @@ def clip_by_global_norm(max_norm: Number) -> GradientTransformation:
     def update(
         updates: Updates, state: EmptyState, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, EmptyState]:
-        norm = global_norm(updates)
-        factor = jnp.minimum(jnp.asarray(max_norm, norm.dtype) / (norm + 1e-6), 1.0)
-        return leaves.scale(updates, factor), state
+        return scaled_to(updates, global_norm(updates), max_norm), state
 
     return GradientTransformation(lambda params: EmptyState(), update)
