@@ -13,8 +13,10 @@ from functorch_optim.algorithms.rmsprop import RMSpropState, rmsprop
 from functorch_optim.algorithms.rprop import RpropState, rprop
 from functorch_optim.algorithms.sgd import SGDState, sgd
 from functorch_optim.base import EmptyState, GradientTransformation, Schedule
-from functorch_optim.combine import chain
+from functorch_optim.combine import NamedChain, chain, named_chain
+from functorch_optim.labels import by_path
 from functorch_optim.leaves import apply_updates
+from functorch_optim.partition import freeze, masked, partition
 from functorch_optim.schedules import (
     PlateauState,
     chained,
@@ -56,6 +58,7 @@ __all__ = [
     "GradientTransformation",
     "MuonState",
     "NAdamState",
+    "NamedChain",
     "PlateauState",
     "RAdamState",
     "RMSpropState",
@@ -72,6 +75,7 @@ __all__ = [
     "add_decayed_weights",
     "apply_updates",
     "asgd",
+    "by_path",
     "chain",
     "chained",
     "clip_by_global_norm",
@@ -82,15 +86,19 @@ __all__ = [
     "cyclic_momentum",
     "exponential_lr",
     "float32_state",
+    "freeze",
     "global_norm",
     "lambda_lr",
     "linear_lr",
+    "masked",
     "multi_step_lr",
     "multiplicative_lr",
     "muon",
     "nadam",
+    "named_chain",
     "one_cycle_lr",
     "one_cycle_momentum",
+    "partition",
     "per_epoch",
     "plot_schedule",
     "polynomial_lr",

@@ -41,6 +41,38 @@ class EmptyState(NamedTuple):
     """The state of a pair that remembers nothing."""
 
 
+def member(tx: Any, place: str) -> GradientTransformation:
+    """A pair that is to be a part of another one; its update takes any extra argument.
+
+    Args:
+      tx: a pair of this library or of any other with optax's protocol.
+      place: where it stands, for the message: "argument 0 of chain".
+
+    Returns:
+      The pair, whose update drops the extra arguments that `tx` does not take.
+
+    Raises:
+      TypeError: it is not a pair (an uncalled factory, say).
+    """
+    if not (hasattr(tx, "init") and hasattr(tx, "update")):
+        hint = ". Call the factory first" if callable(tx) else ""
+        raise TypeError(f"{place} should be an (init, update) pair, but is {tx!r}{hint}")
+    return GradientTransformation(tx.init, _accepting_extra(tx.update))
+
+
+def _accepting_extra(update: Callable[..., Any]) -> Callable[..., Any]:
+    parameters = inspect.signature(update).parameters.values()
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
+        return update
+    names = {p.name for p in parameters if p.kind is not inspect.Parameter.POSITIONAL_ONLY}
+
+    def filtered(grads: Updates, state: State, params: Params | None = None, **extra: Any) -> Any:
+        known = {name: value for name, value in extra.items() if name in names}
+        return update(grads, state, params, **known)
+
+    return filtered
+
+
 def value_equal(build: Callable[P, T]) -> Callable[P, T]:
     """Makes calls with equal, hashable arguments return the same object.
 

@@ -1,12 +1,18 @@
-"""Composition of pairs."""
+"""Composition of pairs: one after the other."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
-from functorch_optim.base import GradientTransformation, Params, State, Updates, value_equal
+from functorch_optim.base import (
+    GradientTransformation,
+    Params,
+    State,
+    Updates,
+    member,
+    value_equal,
+)
 
 
 @value_equal
@@ -23,42 +29,77 @@ def chain(*transforms: GradientTransformation) -> GradientTransformation:
     Raises:
       TypeError: a member is not a pair (an uncalled factory, say).
     """
-    for position, transform in enumerate(transforms):
-        if not (hasattr(transform, "init") and hasattr(transform, "update")):
-            raise TypeError(
-                f"chain takes (init, update) pairs, but argument {position} is {transform!r}"
-                + (". Call the factory first" if callable(transform) else "")
-            )
-    updates_of = [accepting_extra(transform.update) for transform in transforms]
+    members = [member(tx, f"argument {i} of chain") for i, tx in enumerate(transforms)]
 
     def init(params: Params) -> State:
-        return tuple(transform.init(params) for transform in transforms)
+        return tuple(tx.init(params) for tx in members)
 
     def update(
         grads: Updates, state: State, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, State]:
-        if len(state) != len(transforms):
+        if len(state) != len(members):
             raise ValueError(
-                f"this chain has {len(transforms)} members, but the state given has {len(state)}"
+                f"this chain has {len(members)} members, but the state given has {len(state)}"
             )
         new_state = []
-        for member_update, member_state in zip(updates_of, state, strict=True):
-            grads, member_state = member_update(grads, member_state, params, **extra)
+        for tx, member_state in zip(members, state, strict=True):
+            grads, member_state = tx.update(grads, member_state, params, **extra)
             new_state.append(member_state)
         return grads, tuple(new_state)
 
     return GradientTransformation(init, update)
 
 
-def accepting_extra(update: Callable[..., Any]) -> Callable[..., Any]:
-    """An update function that takes any extra argument and hands on those that `update` takes."""
-    parameters = inspect.signature(update).parameters.values()
-    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
-        return update
-    names = {p.name for p in parameters if p.kind is not inspect.Parameter.POSITIONAL_ONLY}
+class NamedChain(GradientTransformation):
+    """A pair made of named ones.
 
-    def filtered(grads: Updates, state: State, params: Params | None = None, **extra: Any) -> Any:
-        known = {name: value for name, value in extra.items() if name in names}
-        return update(grads, state, params, **known)
+    Attributes:
+      parts: the members by name, in the order in which they are applied.
+    """
 
-    return filtered
+    parts: Mapping[str, GradientTransformation]
+
+
+@value_equal
+def named_chain(*transforms: tuple[str, GradientTransformation]) -> NamedChain:
+    """`chain` with names: `named_chain(("clip", clip_by_global_norm(1.0)), ("adam", adam()))`.
+
+    Args:
+      *transforms: `(name, pair)` tuples, in the order in which they are applied.
+
+    Returns:
+      A pair whose state is a dict of the members' states, `state["adam"]`, and whose members are
+      `parts["adam"]`. A state saved under names can be restored after a member was added, removed
+      or moved.
+
+    Raises:
+      TypeError: an argument is not such a tuple. ValueError: two have the same name.
+    """
+    for i, item in enumerate(transforms):
+        if not (isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], str)):
+            raise TypeError(
+                f"argument {i} of named_chain should be a (name, pair) tuple, but is {item!r}"
+            )
+    names = [name for name, _ in transforms]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"named_chain: two transforms are called {name!r}")
+    inner = chain(*(member(tx, f"{name!r} in named_chain") for name, tx in transforms))
+
+    def init(params: Params) -> State:
+        return dict(zip(names, inner.init(params), strict=True))
+
+    def update(
+        grads: Updates, state: State, params: Params | None = None, **extra: Any
+    ) -> tuple[Updates, State]:
+        if set(state) != set(names):
+            raise ValueError(
+                f"this chain has members called {names}, but the state given has {sorted(state)}"
+            )
+        states = tuple(state[name] for name in names)
+        grads, states = inner.update(grads, states, params, **extra)
+        return grads, dict(zip(names, states, strict=True))
+
+    pair = NamedChain(init, update)
+    pair.parts = dict(transforms)
+    return pair

@@ -10,7 +10,7 @@ Conventions, for every pair of the library:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeVar
 
 import jax
@@ -47,15 +47,16 @@ def flatten_like(
     try:
         leaves = treedef.flatten_up_to(tree)
     except (ValueError, TypeError):
-        _raise_structures_differ(tree, treedef, name, reference)
+        raise_structures_differ(tree, treedef, name, reference)
     if not jax.tree_util.all_leaves(leaves, is_leaf):
-        _raise_structures_differ(tree, treedef, name, reference)
+        raise_structures_differ(tree, treedef, name, reference)
     return leaves
 
 
-def _raise_structures_differ(
+def raise_structures_differ(
     tree: Any, treedef: jax.tree_util.PyTreeDef, name: str, reference: str
 ) -> NoReturn:
+    """Raises the TypeError that names the first path at which `tree` is not a `treedef`."""
     expected = jax.tree.unflatten(treedef, [0] * treedef.num_leaves)
     wanted = [path for path, _ in jax.tree_util.tree_flatten_with_path(expected)[0]]
     found = [path for path, _ in jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)[0]]
@@ -80,6 +81,11 @@ def _raise_structures_differ(
 def keystr(path: Any) -> str:
     """A path for a message; the root of a bare array has no keys."""
     return jax.tree_util.keystr(path) or "the root"
+
+
+def dotted(path: Sequence[Any]) -> str:
+    """A path of keys as a name: its parts joined by dots."""
+    return jax.tree_util.keystr(tuple(path), simple=True, separator=".")
 
 
 def path_of(treedef: jax.tree_util.PyTreeDef, index: int) -> str:
@@ -119,10 +125,28 @@ def has_no_update(x: Any) -> bool:
     return not jnp.issubdtype(dtype, jnp.inexact)
 
 
-def map_updates(function: Callable[[Any], Any], updates: Any) -> Any:
-    """`function(update)` for every update that is not skipped; `None` for the others."""
+def map_updates(function: Callable[..., Any], updates: Any, **others: Any) -> Any:
+    """`function(update, *other leaves)` for every update that is not skipped; `None` elsewhere.
+
+    Args:
+      function: takes a leaf of `updates`, and one of each other tree.
+      updates: a tree.
+      **others: trees of its structure and shapes, by name (`params=params`). Where a leaf of one
+        of them is skipped, so is the update.
+
+    Raises:
+      TypeError: the structures differ. ValueError: two shapes differ. Both name tree and path.
+    """
     leaves, treedef = flatten(updates)
-    return treedef.unflatten([None if has_no_update(x) else function(x) for x in leaves])
+    columns = [leaves]
+    for name, tree in others.items():
+        column = flatten_like(tree, treedef, name, "updates")
+        check_shapes(column, leaves, treedef, name, "updates")
+        columns.append(column)
+    rows = zip(*columns, strict=True)
+    return treedef.unflatten(
+        [None if any(map(has_no_update, row)) else function(*row) for row in rows]
+    )
 
 
 def real_dtype(dtype: Any) -> np.dtype:
@@ -152,15 +176,24 @@ def from_real(x: jax.Array, dtype: Any) -> jax.Array:
     return x.astype(dtype)
 
 
+def times(x: Any, factor: Any) -> jax.Array:
+    """x times a real factor that broadcasts to it, computed in float32 at least."""
+    x = jnp.asarray(x)
+    dtype = real_dtype(x.dtype)
+    factor = jnp.asarray(factor, dtype)
+    if jnp.iscomplexobj(x) and factor.ndim:
+        factor = factor[..., None]
+    return from_real(to_real(x, dtype) * factor, x.dtype)
+
+
 def scale(updates: Any, factor: Any) -> Any:
-    """Every update times a number or a 0-d array, computed in float32 at least."""
+    """Every update times a number or a 0-d array."""
+    return map_updates(lambda update: times(update, factor), updates)
 
-    def scaled(update: Any) -> jax.Array:
-        update = jnp.asarray(update)
-        dtype = real_dtype(update.dtype)
-        return from_real(to_real(update, dtype) * jnp.asarray(factor, dtype), update.dtype)
 
-    return map_updates(scaled, updates)
+def zeros_like(x: Any) -> Any:
+    """The update that changes nothing: zeros; `None` where there is no update."""
+    return None if has_no_update(x) else jnp.zeros_like(x)
 
 
 def add(p: Any, update: Any) -> jax.Array:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from functorch_optim import leaves
 from functorch_optim.stateful.parameter import Parameter
 
 
@@ -23,7 +24,7 @@ def parameters(tree: Any) -> Any:
 
     def boxed(path: Any, leaf: Any) -> Any:
         if isinstance(leaf, jax.Array | np.ndarray | np.generic):
-            return Parameter(leaf, name=dotted(path))
+            return Parameter(leaf, name=leaves.dotted(path))
         return leaf
 
     return jax.tree_util.tree_map_with_path(boxed, tree)
@@ -38,12 +39,7 @@ def named_parameters(model: Any) -> Iterator[tuple[str, Parameter]]:
     """`("base.dense.kernel", Parameter)` for every Parameter of a model, in the tree's order."""
     for path, leaf in jax.tree_util.tree_flatten_with_path(model)[0]:
         if isinstance(leaf, Parameter):
-            yield dotted(path), leaf
-
-
-def dotted(path: Sequence[Any]) -> str:
-    """A path of keys as a name: its parts joined by dots."""
-    return jax.tree_util.keystr(tuple(path), simple=True, separator=".")
+            yield leaves.dotted(path), leaf
 
 
 class Skeleton(NamedTuple):

@@ -18,7 +18,6 @@ from functorch_optim.base import GradientTransformation
 from functorch_optim.scalars import float_dtype, is_number
 from functorch_optim.stateful import hyperparameters
 from functorch_optim.stateful.members import Members
-from functorch_optim.stateful.model import dotted
 from functorch_optim.stateful.parameter import Parameter
 from functorch_optim.stateful.program import Grouped, Part, Prepared
 
@@ -236,7 +235,7 @@ def _named(state: Any) -> tuple[list[tuple[str, Any]], jax.tree_util.PyTreeDef]:
     flat, treedef = jax.tree_util.tree_flatten_with_path(
         state, is_leaf=lambda x: isinstance(x, Members)
     )
-    return [(dotted(path), value) for path, value in flat], treedef
+    return [(leaves.dotted(path), value) for path, value in flat], treedef
 
 
 def _entry(entry: Any, name: str, key: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,12 +16,11 @@ from functorch_optim.base import (
     Updates,
     value_equal,
 )
-
-Mask = Any | Callable[[Params], Any]
+from functorch_optim.labels import PerLeaf, chosen
 
 
 @value_equal
-def add_decayed_weights(weight_decay: Number, mask: Mask | None = None) -> GradientTransformation:
+def add_decayed_weights(weight_decay: Number, mask: PerLeaf | None = None) -> GradientTransformation:
     """Adds `weight_decay * p` to the updates.
 
     In front of an algorithm this is L2 regularization of the gradient; behind one, whose updates
@@ -30,8 +28,8 @@ def add_decayed_weights(weight_decay: Number, mask: Mask | None = None) -> Gradi
 
     Args:
       weight_decay: the factor, a number or an array.
-      mask: which parameters: a tree of the params' structure with True and False, or a function
-        of params that returns one. All by default.
+      mask: which parameters: a tree of the params' structure (or of its top) with True and False,
+        or a function of params that returns one, `by_path(...)` for instance. All by default.
 
     Raises:
       TypeError: weight_decay is not a number or an array, or the mask's structure is not that of
@@ -47,13 +45,9 @@ def add_decayed_weights(weight_decay: Number, mask: Mask | None = None) -> Gradi
                 "add_decayed_weights: the argument `params` of update is missing, and it is needed "
                 "because weight decay adds a share of it. Call update(grads, state, params)."
             )
-        chosen = mask(params) if callable(mask) else mask
-        ps, treedef = leaves.flatten(params)
+        on, ps, treedef = chosen(True if mask is None else mask, params)
         us = leaves.flatten_like(updates, treedef, "updates")
         leaves.check_shapes(us, ps, treedef, "updates")
-        on = [True] * len(ps)
-        if chosen is not None:
-            on = leaves.flatten_like(chosen, treedef, "mask")
         new = [
             _decayed(u, p, weight_decay) if keep and not leaves.has_no_update(u) else u
             for u, p, keep in zip(us, ps, on, strict=True)

@@ -1,0 +1,98 @@
+"""What users say of single leaves: labels and masks, as trees, functions or path patterns."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import jax
+import numpy as np
+
+from functorch_optim import leaves
+from functorch_optim.base import Params
+
+# A tree (or the top of one), or a function that makes it from params.
+PerLeaf: TypeAlias = Any | Callable[[Params], Any]
+
+
+def by_path(rules: Sequence[tuple[str, Any]], default: Any = None) -> Callable[[Params], Any]:
+    """Labels (or a mask) from the names of leaves: what `partition`, `masked`, `freeze` take.
+
+    `by_path([(r"bias$|norm", "no decay")], default="decay")`. The names are paths whose keys are
+    joined by dots: `"base.dense.kernel"`, `"layers.0.bias"`.
+
+    Args:
+      rules: `(pattern, label)`. A leaf has the label of the first pattern (a regular expression)
+        that is found anywhere in its name.
+      default: the label of all other leaves.
+
+    Returns:
+      A function from a tree to the tree of its labels.
+
+    Raises:
+      ValueError: when it is called, a pattern that matches no leaf; it is named.
+    """
+    compiled = [(re.compile(pattern), label) for pattern, label in rules]
+
+    def labels(params: Params) -> Any:
+        paths, _ = jax.tree_util.tree_flatten_with_path(params, is_leaf=leaves.is_leaf)
+        names = [leaves.dotted(path) for path, _ in paths]
+        for pattern, _ in compiled:
+            if not any(map(pattern.search, names)):
+                raise ValueError(
+                    f"by_path: the pattern {pattern.pattern!r} matches no leaf. "
+                    f"The names are {names}"
+                )
+        found = [
+            next((label for pattern, label in compiled if pattern.search(name)), default)
+            for name in names
+        ]
+        return leaves.flatten(params)[1].unflatten(found)
+
+    return labels
+
+
+def said_of(per_leaf: PerLeaf, tree: Any, name: str) -> tuple[leaves.Leaves, leaves.Leaves, Any]:
+    """What is said of each leaf of a tree.
+
+    Args:
+      per_leaf: a tree of the other's structure, or of its top, or a function that makes it.
+      tree: the tree.
+      name: what is said, for the message: "labels".
+
+    Returns:
+      A label for each leaf of the tree, the leaves of the tree, and its treedef.
+
+    Raises:
+      TypeError: the labels have another structure.
+    """
+    labels = per_leaf(tree) if callable(per_leaf) else per_leaf
+    below, treedef = leaves.flatten(tree)
+    tops, top_treedef = leaves.flatten(labels)
+    try:
+        subtrees = top_treedef.flatten_up_to(tree)
+    except (ValueError, TypeError):
+        leaves.raise_structures_differ(labels, treedef, name, "params")
+    said = [
+        label
+        for label, subtree in zip(tops, subtrees, strict=True)
+        for _ in leaves.flatten(subtree)[0]
+    ]
+    return said, below, treedef
+
+
+def chosen(mask: PerLeaf, tree: Any) -> tuple[list[bool], leaves.Leaves, Any]:
+    """`said_of` for a mask.
+
+    Raises:
+      TypeError: the mask has another structure, or holds something else than True and False.
+    """
+    said, below, treedef = said_of(mask, tree, "mask")
+    for index, kept in enumerate(said):
+        if not isinstance(kept, bool | np.bool_):
+            raise TypeError(
+                f"the mask should hold True and False, but has {kept!r} for "
+                f"{leaves.path_of(treedef, index)}"
+            )
+    return [bool(kept) for kept in said], below, treedef

@@ -1,0 +1,153 @@
+"""Composition of pairs: one for some leaves, another for the rest.
+
+A pair that is not to see a leaf finds `None` there, which both this library and optax skip. So its
+state has nothing for that leaf, and any pair can be a member.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from functorch_optim import leaves
+from functorch_optim.base import (
+    EmptyState,
+    GradientTransformation,
+    Params,
+    State,
+    Updates,
+    member,
+    value_equal,
+)
+from functorch_optim.labels import PerLeaf, chosen, said_of
+
+
+def partition(
+    transforms: Mapping[Any, GradientTransformation], labels: PerLeaf
+) -> GradientTransformation:
+    """One transform for the leaves with one label, another for those with another.
+
+    Args:
+      transforms: the pairs by label.
+      labels: the leaves' labels: a tree of the params' structure, or of its top (a label then
+        speaks for all leaves below it), or a function of params that returns one, `by_path(...)`
+        for instance.
+
+    Returns:
+      A pair whose state is a dict of the members' states, by label. Each member sees `None` for
+      the leaves of others. Extra arguments reach every member that takes them.
+
+    Raises:
+      TypeError: a member is not a pair; the labels' structure is not that of params.
+      ValueError: a label that `transforms` lacks; it is named with its path.
+    """
+    members = {label: member(tx, f"transforms[{label!r}]") for label, tx in transforms.items()}
+
+    def labelled(tree: Any) -> tuple[list[Any], leaves.Leaves, Any]:
+        said, below, treedef = said_of(labels, tree, "labels")
+        for index, label in enumerate(said):
+            if label not in members:
+                raise ValueError(
+                    f"partition: the label {label!r} of {leaves.path_of(treedef, index)} is not "
+                    f"one of {[*members]}"
+                )
+        return said, below, treedef
+
+    def init(params: Params) -> State:
+        said, ps, treedef = labelled(params)
+        return {
+            label: tx.init(_only(ps, treedef, [other == label for other in said]))
+            for label, tx in members.items()
+        }
+
+    def update(
+        grads: Updates, state: State, params: Params | None = None, **extra: Any
+    ) -> tuple[Updates, State]:
+        said, references, treedef = labelled(grads if params is None else params)
+        gs = leaves.flatten_like(grads, treedef, "grads")
+        updates: list[Any] = [None] * len(gs)
+        states = {}
+        for label, tx in members.items():
+            mine = [other == label for other in said]
+            seen = None if params is None else _only(references, treedef, mine)
+            new, states[label] = tx.update(_only(gs, treedef, mine), state[label], seen, **extra)
+            for index, update in enumerate(leaves.flatten_like(new, treedef, "updates")):
+                if mine[index]:
+                    updates[index] = update
+        return treedef.unflatten(updates), states
+
+    return GradientTransformation(init, update)
+
+
+@value_equal
+def masked(
+    tx: GradientTransformation, mask: PerLeaf, pass_through: bool = False
+) -> GradientTransformation:
+    """A transform for some of the leaves.
+
+    The leaves that the mask leaves out get an update of ZERO: their parameters stay. (optax hands
+    on their raw gradients, which then are added to the parameters.)
+
+    Args:
+      tx: the pair. It sees `None` for the leaves that are left out, and its state, which is the
+        state of the whole, has nothing for them.
+      mask: True where it applies: a tree of the params' structure, or of its top, or a function of
+        params that returns one, `by_path(...)` for instance.
+      pass_through: hand on the updates of the leaves that are left out, as a member of a chain
+        does that minds its own leaves only.
+
+    Raises:
+      TypeError: tx is not a pair; the mask's structure is not that of params, or it holds
+        something else than True and False.
+    """
+    inner = member(tx, "the transform of masked")
+
+    def init(params: Params) -> State:
+        on, ps, treedef = chosen(mask, params)
+        return inner.init(_only(ps, treedef, on))
+
+    def update(
+        grads: Updates, state: State, params: Params | None = None, **extra: Any
+    ) -> tuple[Updates, State]:
+        on, references, treedef = chosen(mask, grads if params is None else params)
+        gs = leaves.flatten_like(grads, treedef, "grads")
+        seen = None if params is None else _only(references, treedef, on)
+        new, state = inner.update(_only(gs, treedef, on), state, seen, **extra)
+        updates = [
+            update if kept else (g if pass_through else leaves.zeros_like(g))
+            for update, g, kept in zip(
+                leaves.flatten_like(new, treedef, "updates"), gs, on, strict=True
+            )
+        ]
+        return treedef.unflatten(updates), state
+
+    return GradientTransformation(init, update)
+
+
+@value_equal
+def freeze(mask: PerLeaf = True) -> GradientTransformation:
+    """Updates of zero: the parameters stay. The last member of a chain, or one of a partition.
+
+    Args:
+      mask: which leaves, as in `masked`; all by default. The others' updates pass through.
+
+    Raises:
+      TypeError: the mask's structure is not that of params, or it holds something else than True
+        and False.
+    """
+
+    def update(
+        updates: Updates, state: EmptyState, params: Params | None = None, **extra: Any
+    ) -> tuple[Updates, EmptyState]:
+        on, _, treedef = chosen(mask, updates if params is None else params)
+        us = leaves.flatten_like(updates, treedef, "updates")
+        frozen = [leaves.zeros_like(u) if kept else u for u, kept in zip(us, on, strict=True)]
+        return treedef.unflatten(frozen), state
+
+    return GradientTransformation(lambda params: EmptyState(), update)
+
+
+def _only(values: leaves.Leaves, treedef: Any, on: Sequence[bool]) -> Any:
+    """The tree with `None` where a leaf is left out."""
+    kept = [value if here else None for value, here in zip(values, on, strict=True)]
+    return treedef.unflatten(kept)
