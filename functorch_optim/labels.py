@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 import jax
 import numpy as np
@@ -73,13 +73,36 @@ def said_of(per_leaf: PerLeaf, tree: Any, name: str) -> tuple[leaves.Leaves, lea
     try:
         subtrees = top_treedef.flatten_up_to(tree)
     except (ValueError, TypeError):
-        leaves.raise_structures_differ(labels, treedef, name, "params")
+        _raise_structures_differ(labels, tree, name)
     said = [
         label
         for label, subtree in zip(tops, subtrees, strict=True)
         for _ in leaves.flatten(subtree)[0]
     ]
     return said, below, treedef
+
+
+def _raise_structures_differ(labels: Any, tree: Any, name: str) -> NoReturn:
+    said, wanted = (
+        [path for path, _ in jax.tree_util.tree_flatten_with_path(t, is_leaf=leaves.is_leaf)[0]]
+        for t in (labels, tree)
+    )
+    for path in wanted:
+        if not any(path[: len(top)] == top for top in said):
+            raise TypeError(
+                f"{name} and params differ in structure: params has a leaf at "
+                f"{leaves.keystr(path)}, {name} says nothing of it"
+            )
+    for top in said:
+        if not any(path[: len(top)] == top for path in wanted):
+            raise TypeError(
+                f"{name} and params differ in structure: {name} says something of "
+                f"{leaves.keystr(top)}, params has no leaf there"
+            )
+    raise TypeError(
+        f"{name} and params differ in structure: the containers are of different types. "
+        f"params: {jax.tree.structure(tree)}; {name}: {jax.tree.structure(labels)}"
+    )
 
 
 def chosen(mask: PerLeaf, tree: Any) -> tuple[list[bool], leaves.Leaves, Any]:
@@ -89,8 +112,8 @@ def chosen(mask: PerLeaf, tree: Any) -> tuple[list[bool], leaves.Leaves, Any]:
       TypeError: the mask has another structure, or holds something else than True and False.
     """
     said, below, treedef = said_of(mask, tree, "mask")
-    for index, kept in enumerate(said):
-        if not isinstance(kept, bool | np.bool_):
+    for index, (kept, leaf) in enumerate(zip(said, below, strict=True)):
+        if not (isinstance(kept, bool | np.bool_) or (kept is None and leaf is None)):
             raise TypeError(
                 f"the mask should hold True and False, but has {kept!r} for "
                 f"{leaves.path_of(treedef, index)}"

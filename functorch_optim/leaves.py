@@ -47,16 +47,15 @@ def flatten_like(
     try:
         leaves = treedef.flatten_up_to(tree)
     except (ValueError, TypeError):
-        raise_structures_differ(tree, treedef, name, reference)
+        _raise_structures_differ(tree, treedef, name, reference)
     if not jax.tree_util.all_leaves(leaves, is_leaf):
-        raise_structures_differ(tree, treedef, name, reference)
+        _raise_structures_differ(tree, treedef, name, reference)
     return leaves
 
 
-def raise_structures_differ(
+def _raise_structures_differ(
     tree: Any, treedef: jax.tree_util.PyTreeDef, name: str, reference: str
 ) -> NoReturn:
-    """Raises the TypeError that names the first path at which `tree` is not a `treedef`."""
     expected = jax.tree.unflatten(treedef, [0] * treedef.num_leaves)
     wanted = [path for path, _ in jax.tree_util.tree_flatten_with_path(expected)[0]]
     found = [path for path, _ in jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)[0]]

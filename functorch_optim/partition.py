@@ -45,8 +45,8 @@ def partition(
 
     def labelled(tree: Any) -> tuple[list[Any], leaves.Leaves, Any]:
         said, below, treedef = said_of(labels, tree, "labels")
-        for index, label in enumerate(said):
-            if label not in members:
+        for index, (label, leaf) in enumerate(zip(said, below, strict=True)):
+            if label not in members and leaf is not None:
                 raise ValueError(
                     f"partition: the label {label!r} of {leaves.path_of(treedef, index)} is not "
                     f"one of {[*members]}"

@@ -184,3 +184,58 @@ class TestWithOptax:
         theirs, _ = loop(optax.sgd(schedule), params, grads)
         ours, _ = loop(fo.sgd(schedule), params, grads)
         assert_trees_close(theirs, ours, 1e-6)
+
+
+class TestNamedChain:
+    def build(self, **changes: Any) -> Any:
+        parts = {"clip": fo.clip_by_global_norm(1.0), "adam": fo.adam(0.1), "scale": fo.scale(2.0)}
+        return fo.named_chain(*{**parts, **changes}.items())
+
+    def test_it_computes_what_the_chain_does(self) -> None:
+        params, grads = problem()
+        tx = self.build()
+        actual, state = loop(tx, params, grads)
+        wanted, states = loop(fo.chain(*tx.parts.values()), params, grads)
+        assert_trees_close(actual, wanted, 0.0)
+        assert_trees_close(tuple(state[name] for name in ("clip", "adam", "scale")), states, 0.0)
+
+    def test_parts_and_state_are_reachable_by_name(self) -> None:
+        tx = self.build()
+        assert list(tx.parts) == ["clip", "adam", "scale"]
+        assert tx.parts["adam"] is fo.adam(0.1)
+        assert isinstance(tx.init({"w": jnp.ones(2)})["adam"], fo.AdamState)
+        assert self.build() is tx
+
+    def test_it_is_optaxs_named_chain(self) -> None:
+        optax = pytest.importorskip("optax", reason="mixes pairs of both libraries")
+        params, grads = problem()
+        theirs = optax.named_chain(("adam", optax.sgd(0.1, 0.9)), ("scale", optax.scale(2.0)))
+        wanted, _ = loop(theirs, params, grads)
+        for parts in (
+            (("adam", fo.sgd(0.1, 0.9)), ("scale", fo.scale(2.0))),
+            (("adam", optax.sgd(0.1, 0.9)), ("scale", fo.scale(2.0))),
+        ):
+            for library in (fo, optax):
+                assert_trees_close(
+                    loop(library.named_chain(*parts), params, grads)[0], wanted, 1e-6
+                )
+
+    def test_extra_arguments_reach_the_members(self) -> None:
+        seen: list[Any] = []
+        tx = self.build(scale=recorder(seen))
+        g = jnp.ones(2)
+        tx.update(g, tx.init(g), g, value=3.0)
+        assert seen[0][0] == 3.0
+
+    def test_what_it_cannot_use_is_refused(self) -> None:
+        with pytest.raises(
+            TypeError, match=r"argument 1 of named_chain should be a \(name, pair\)"
+        ):
+            fo.named_chain(("a", fo.sgd(0.1)), fo.sgd(0.1))  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match=r"'a' in named_chain should be .* Call the factory"):
+            fo.named_chain(("a", fo.sgd))  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="two transforms are called 'a'"):
+            fo.named_chain(("a", fo.sgd(0.1)), ("a", fo.sgd(0.2)))
+        tx, g = self.build(), jnp.ones(2)
+        with pytest.raises(ValueError, match=r"called \['clip', 'adam', 'scale'\], but .*\['adam'"):
+            tx.update(g, {"adam": tx.init(g)["adam"]}, g)

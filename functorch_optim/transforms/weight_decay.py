@@ -20,7 +20,9 @@ from functorch_optim.labels import PerLeaf, chosen
 
 
 @value_equal
-def add_decayed_weights(weight_decay: Number, mask: PerLeaf | None = None) -> GradientTransformation:
+def add_decayed_weights(
+    weight_decay: Number, mask: PerLeaf | None = None
+) -> GradientTransformation:
     """Adds `weight_decay * p` to the updates.
 
     In front of an algorithm this is L2 regularization of the gradient; behind one, whose updates
