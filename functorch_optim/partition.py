@@ -141,7 +141,10 @@ def freeze(mask: PerLeaf = True) -> GradientTransformation:
     ) -> tuple[Updates, EmptyState]:
         on, _, treedef = chosen(mask, updates if params is None else params)
         us = leaves.flatten_like(updates, treedef, "updates")
-        frozen = [leaves.zeros_like(u) if kept else u for u, kept in zip(us, on, strict=True)]
+        frozen = [
+            leaves.zeros_like(u) if kept or leaves.has_no_update(u) else u
+            for u, kept in zip(us, on, strict=True)
+        ]
         return treedef.unflatten(frozen), state
 
     return GradientTransformation(lambda params: EmptyState(), update)

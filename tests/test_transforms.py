@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import functorch_optim as fo
-from tests.problems import assert_trees_close, problem
+from tests.problems import assert_trees_close
 
 FLOAT0 = np.zeros(2, jax.dtypes.float0)
 
@@ -114,55 +114,6 @@ def test_the_derivative_through_clipping_is_right(x64: None) -> None:
         jax.test_util.check_grads(
             lambda tree, bound: clipped(bound, tree), (tree, jnp.asarray(max_norm)), 1, rtol=1e-5
         )
-
-
-@pytest.mark.parametrize(
-    "transform",
-    [
-        fo.clip_by_global_norm(1.0),
-        fo.scale(2.0),
-        fo.scale_by_schedule(lambda count: 2.0),
-        fo.add_decayed_weights(0.5),
-    ],
-    ids=["clip_by_global_norm", "scale", "scale_by_schedule", "add_decayed_weights"],
-)
-class TestEveryTransform:
-    """What all of them promise."""
-
-    def test_skips_what_has_no_gradient(self, transform: fo.GradientTransformation) -> None:
-        params = {"a": jnp.ones(2), "b": jnp.ones(2), "c": jnp.arange(2)}
-        grads = {"a": jnp.ones(2), "b": None, "c": FLOAT0}
-        updates, _ = transform.update(grads, transform.init(params), params)
-        assert updates["b"] is None
-        assert updates["a"].shape == (2,)
-        new = fo.apply_updates(params, updates)
-        assert new["b"] is params["b"]
-        assert new["c"] is params["c"]
-
-    def test_keeps_dtypes(self, transform: fo.GradientTransformation, x64: None) -> None:
-        kinds = ("bfloat16", "float16", "float32", "float64", "complex64", "complex128")
-        params = {kind: jnp.ones(2, kind) for kind in kinds}
-        updates, _ = transform.update(params, transform.init(params), params)
-        assert {kind: x.dtype.name for kind, x in updates.items()} == {k: k for k in kinds}
-
-    def test_compiles_once_and_scans(self, transform: fo.GradientTransformation) -> None:
-        params, grads = problem()
-        traces = []
-
-        def body(state: Any, g: Any) -> tuple[Any, Any]:
-            traces.append(1)
-            updates, state = transform.update(g, state, params)
-            return state, updates
-
-        state, scanned = jax.lax.scan(body, transform.init(params), grads)
-        assert jax.tree.structure(state) == jax.tree.structure(transform.init(params))
-        traces.clear()
-        step = jax.jit(body)
-        state = transform.init(params)
-        for i in range(3):
-            state, updates = step(state, jax.tree.map(lambda g, i=i: g[i], grads))
-        assert len(traces) == 1
-        assert_trees_close(updates, jax.tree.map(lambda g: g[-1], scanned), 1e-6)
 
 
 def test_equal_transforms_are_one_pair() -> None:

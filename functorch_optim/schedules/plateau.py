@@ -92,9 +92,10 @@ def reduce_lr_on_plateau(
     sign = 1 if mode == "max" else -1
 
     def init() -> PlateauState:
-        zero = jnp.zeros((), jnp.int32)
         best = jnp.asarray(-sign * jnp.inf, float_dtype())
-        return PlateauState(jnp.asarray(lr, float_dtype()), best, zero, zero, zero)
+        # Arrays of its own, so that the state can be donated.
+        counts = (jnp.zeros((), jnp.int32) for _ in range(3))
+        return PlateauState(jnp.array(lr, float_dtype()), best, *counts)
 
     def update(metric: Any, state: PlateauState) -> tuple[jax.Array, PlateauState]:
         current = jnp.asarray(metric, float_dtype()).reshape(())

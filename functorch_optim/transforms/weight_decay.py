@@ -51,7 +51,7 @@ def add_decayed_weights(
         us = leaves.flatten_like(updates, treedef, "updates")
         leaves.check_shapes(us, ps, treedef, "updates")
         new = [
-            _decayed(u, p, weight_decay) if keep and not leaves.has_no_update(u) else u
+            None if leaves.has_no_update(u) else _decayed(u, p, weight_decay) if keep else u
             for u, p, keep in zip(us, ps, on, strict=True)
         ]
         return treedef.unflatten(new), state
