@@ -1,11 +1,17 @@
 """torch.optim for JAX: pure pairs over pytrees, schedules as functions, a stateful layer."""
 
+from functorch_optim.algorithms.adabelief import AdaBeliefState, adabelief
 from functorch_optim.algorithms.adadelta import AdadeltaState, adadelta
 from functorch_optim.algorithms.adafactor import AdafactorState, adafactor
 from functorch_optim.algorithms.adagrad import AdagradState, adagrad
 from functorch_optim.algorithms.adam import AdamState, adam, adamw
 from functorch_optim.algorithms.adamax import AdamaxState, adamax
+from functorch_optim.algorithms.adan import AdanState, adan
+from functorch_optim.algorithms.adopt import AdoptState, adopt
 from functorch_optim.algorithms.asgd import ASGDState, asgd
+from functorch_optim.algorithms.lamb import LambState, lamb
+from functorch_optim.algorithms.lars import LarsState, lars
+from functorch_optim.algorithms.lion import LionState, lion
 from functorch_optim.algorithms.muon import MuonState, muon
 from functorch_optim.algorithms.nadam import NAdamState, nadam
 from functorch_optim.algorithms.radam import RAdamState, radam
@@ -49,13 +55,19 @@ from functorch_optim.transforms.weight_decay import add_decayed_weights
 
 __all__ = [
     "ASGDState",
+    "AdaBeliefState",
     "AdadeltaState",
     "AdafactorState",
     "AdagradState",
     "AdamState",
     "AdamaxState",
+    "AdanState",
+    "AdoptState",
     "EmptyState",
     "GradientTransformation",
+    "LambState",
+    "LarsState",
+    "LionState",
     "MuonState",
     "NAdamState",
     "NamedChain",
@@ -66,13 +78,16 @@ __all__ = [
     "SGDState",
     "ScaleByPlateauState",
     "Schedule",
+    "adabelief",
     "adadelta",
     "adafactor",
     "adagrad",
     "adam",
     "adamax",
     "adamw",
+    "adan",
     "add_decayed_weights",
+    "adopt",
     "apply_updates",
     "asgd",
     "by_path",
@@ -88,8 +103,11 @@ __all__ = [
     "float32_state",
     "freeze",
     "global_norm",
+    "lamb",
     "lambda_lr",
+    "lars",
     "linear_lr",
+    "lion",
     "masked",
     "multi_step_lr",
     "multiplicative_lr",

@@ -79,6 +79,7 @@ class Rule(NamedTuple):
       torch_has_step: whether torch's state has a `step`.
       needs_params: why the leaf reads the parameter, for the error when it is missing.
       decoupled: decay is decoupled unless `h.decoupled_weight_decay` says otherwise.
+      applies_decay: the leaf itself applies `s.decay`, decoupled decay, where it is not `None`.
       carried: numbers besides `step` that pass from step to step; `Scalars` holds the new ones
         under the same names.
       start: `start(h)` gives the first values of the carried numbers.
@@ -97,6 +98,7 @@ class Rule(NamedTuple):
     torch_has_step: bool = True
     needs_params: str | None = None
     decoupled: bool = False
+    applies_decay: bool = False
     carried: tuple[str, ...] = ()
     start: Callable[[SimpleNamespace], tuple[Any, ...]] = lambda h: ()
     static: tuple[str, ...] = ()
@@ -172,7 +174,7 @@ def _build(rule: Rule, name: str, **hyperparameters: Any) -> GradientTransformat
         h = hyperparameters_at(hyperparameters, jnp.zeros((), jnp.int32))
         ps, treedef = leaves.flatten(params)
         buffers = [init_leaf(rule, p, h) for p in ps]
-        carried = [jnp.asarray(x, jnp.float32) for x in rule.start(h)]
+        carried = [jnp.array(x, jnp.float32) for x in rule.start(h)]  # copies of arrays given
         return pair_state(rule, jnp.zeros((), jnp.float32), carried, buffers, treedef)
 
     def update(
@@ -282,7 +284,7 @@ def step_scalars(
     decay = h.lr * weight_decay if decoupled and weight_decay is not None else None
     maximize = bool(getattr(h, "maximize", False))
     return rule.scalars(t, h, *map(as_float, carried)).with_(
-        {"maximize": maximize}, l2=l2, decay=decay
+        {"maximize": maximize, "applies_decay": rule.applies_decay}, l2=l2, decay=decay
     )
 
 
@@ -322,7 +324,7 @@ def step_leaf(
     if s.l2 is not None:
         gradient = gradient + s.l2 * parameter
     update, new = leaf(gradient, parameter, working, s)
-    if s.decay is not None:
+    if s.decay is not None and not s.applies_decay:
         update = update - s.decay * parameter
 
     if jnp.iscomplexobj(like):

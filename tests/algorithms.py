@@ -1,4 +1,4 @@
-"""The table of algorithms: one row each. The parity, contract and error suites run over it.
+"""The table of torch's algorithms: one row each. The parity, contract and error suites run over it.
 
 What an algorithm cannot do is a field of its row, never an `if` in a test. A new algorithm is a
 new row, and `python tests/golden/record.py NAME`. Each case with other structural options costs a
@@ -28,7 +28,7 @@ class Algorithm:
 
     Attributes:
       factory: the pure pair's factory.
-      torch_class: its class in torch.optim.
+      torch_class: its class in torch.optim, if it has one.
       state: the fields of its state, torch's names in torch's order.
       cases: the configurations whose results are compared with torch's.
       typical: every numeric hyperparameter with a value at which none of them is idle and the
@@ -55,7 +55,7 @@ class Algorithm:
     """
 
     factory: Factory[...]
-    torch_class: str
+    torch_class: str | None
     state: tuple[str, ...]
     cases: tuple[Kwargs, ...]
     typical: Kwargs

@@ -15,7 +15,8 @@ from jax.sharding import PartitionSpec as P
 
 import functorch_optim as fo
 from functorch_optim.per_leaf import step_leaf
-from tests.algorithms import Algorithm, over_table
+from tests.algorithms import Algorithm
+from tests.every_algorithm import over_table
 from tests.problems import STEPS, Tree, assert_trees_close, at, loop, one_step, problem, types
 
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import functorch_optim as fo
-from tests.algorithms import TABLE as ALGORITHMS
 from tests.algorithms import Algorithm
+from tests.every_algorithm import TABLE as ALGORITHMS
 from tests.problems import STEPS, Tree, assert_trees_close, at, problem, types
 from tests.transforms import Transform, over_transforms
 

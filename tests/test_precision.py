@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import functorch_optim as fo
-from tests.algorithms import TABLE, Algorithm
+from tests.algorithms import Algorithm
+from tests.every_algorithm import TABLE
 from tests.problems import Tree, at, problem, types
 
 STEPS = 3
