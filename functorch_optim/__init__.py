@@ -14,6 +14,7 @@ from functorch_optim.algorithms.lars import LarsState, lars
 from functorch_optim.algorithms.lion import LionState, lion
 from functorch_optim.algorithms.muon import MuonState, muon
 from functorch_optim.algorithms.nadam import NAdamState, nadam
+from functorch_optim.algorithms.prodigy import ProdigyState, prodigy
 from functorch_optim.algorithms.radam import RAdamState, radam
 from functorch_optim.algorithms.rmsprop import RMSpropState, rmsprop
 from functorch_optim.algorithms.rprop import RpropState, rprop
@@ -51,6 +52,11 @@ from functorch_optim.transforms.clipping import clip_by_global_norm, global_norm
 from functorch_optim.transforms.plateau import ScaleByPlateauState, scale_by_plateau
 from functorch_optim.transforms.precision import float32_state
 from functorch_optim.transforms.scaling import scale, scale_by_schedule
+from functorch_optim.transforms.schedule_free import (
+    ScheduleFreeState,
+    schedule_free,
+    schedule_free_eval_params,
+)
 from functorch_optim.transforms.weight_decay import add_decayed_weights
 
 __all__ = [
@@ -72,12 +78,14 @@ __all__ = [
     "NAdamState",
     "NamedChain",
     "PlateauState",
+    "ProdigyState",
     "RAdamState",
     "RMSpropState",
     "RpropState",
     "SGDState",
     "ScaleByPlateauState",
     "Schedule",
+    "ScheduleFreeState",
     "adabelief",
     "adadelta",
     "adafactor",
@@ -120,6 +128,7 @@ __all__ = [
     "per_epoch",
     "plot_schedule",
     "polynomial_lr",
+    "prodigy",
     "radam",
     "reduce_lr_on_plateau",
     "rmsprop",
@@ -127,6 +136,8 @@ __all__ = [
     "scale",
     "scale_by_plateau",
     "scale_by_schedule",
+    "schedule_free",
+    "schedule_free_eval_params",
     "sequential_lr",
     "sgd",
     "step_lr",

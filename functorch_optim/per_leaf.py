@@ -259,7 +259,7 @@ def hyperparameters_at(values: Mapping[str, Any], count: Any) -> SimpleNamespace
             return tuple(at(v) for v in value)
         if callable(value):
             value = value(count)
-        if isinstance(value, np.ndarray):
+        if isinstance(value, np.ndarray | np.generic):
             return value.item()
         if isinstance(value, jax.Array):
             return as_float(value.reshape(()))

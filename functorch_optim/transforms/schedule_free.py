@@ -1,0 +1,201 @@
+"""Schedule-free training: averaging in place of momentum and of a falling learning rate.
+
+With u_t the step of another transform, whose gradient is taken at y_t, and w_t a weight:
+
+    z_{t+1} = z_t + u_t
+    x_{t+1} = (1 - c_t) * x_t + c_t * z_{t+1}         c_t = w_t / (w_1 + ... + w_t)
+    y_{t+1} = (1 - beta) * z_{t+1} + beta * x_{t+1}   w_t = (the largest lr so far)**weight_lr_power
+
+The parameters are y and the state holds z. What is to be evaluated is x, which is formed from both
+when it is asked for. The update of y does without it, and without the cancellation that it brings:
+
+    y_{t+1} - y_t = c_t * (z_t - y_t) + (1 - beta * (1 - c_t)) * u_t
+
+Defazio, Yang, Mehta, Mishchenko, Khaled, Cutkosky, "The Road Less Scheduled", NeurIPS 2024.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from functorch_optim import checks, leaves
+from functorch_optim.base import (
+    GradientTransformation,
+    Hyperparameter,
+    Number,
+    Params,
+    Scalar,
+    State,
+    Updates,
+    member,
+    value_equal,
+)
+from functorch_optim.per_leaf import hyperparameters_at
+from functorch_optim.scalars import as_float, float_dtype, is_number, power
+
+
+class ScheduleFreeState(NamedTuple):
+    """The steps' own sequence `z`, and what its average is weighted with.
+
+    Attributes:
+      step: updates so far (int32).
+      beta: the number that led to the present parameters, for `schedule_free_eval_params`.
+      max_lr: the largest learning rate so far.
+      weight_sum: the sum of the weights so far.
+      z: where the steps of the inner transform alone have led; `None` for skipped parameters.
+      inner: the state of the inner transform.
+    """
+
+    step: Scalar
+    beta: Scalar
+    max_lr: Scalar
+    weight_sum: Scalar
+    z: Params
+    inner: State
+
+
+@value_equal
+def schedule_free(
+    tx: GradientTransformation,
+    lr: Hyperparameter,
+    beta: Number = 0.9,
+    weight_lr_power: Number = 2.0,
+    state_dtype: Any = None,
+) -> GradientTransformation:
+    """Makes a transform schedule-free: its steps are averaged, and lr need not fall.
+
+    The parameters that this trains are those at which gradients are taken; evaluate and save
+    `schedule_free_eval_params(state, params)`. The averaging is the momentum: switch off that of
+    the inner transform. `schedule_free(adamw(lr, betas=(0.0, 0.999)), lr)`.
+
+    Args:
+      tx: the pair that makes the steps, with a learning rate of its own. Its `params`, which its
+        weight decay pulls at, are the parameters (y), not z.
+      lr: the same learning rate once more, for the weights alone; a number, an array or a schedule.
+        (optax asks a schedule one update further on than the inner transform does. Here as in the
+        paper a step is weighted by its own rate.)
+      beta: how far gradients are taken from z towards the average; above 0, at most 1.
+        Default: 0.9.
+      weight_lr_power: the weight of a step is the largest lr so far to this power, so the small
+        steps of a warmup count less; 0 weighs all alike. At least 0. Default: 2.0.
+      state_dtype: dtype of z, float32 for half-precision parameters, say. A complex parameter's z
+        is complex, in that precision or complex64. Default: `None`, the parameter's own.
+
+    Returns:
+      A pair whose state is `ScheduleFreeState`. Extra arguments of its `update` reach `tx`.
+
+    Raises:
+      TypeError: tx is not a pair; a number is none; state_dtype is not a real floating dtype.
+      ValueError: a number out of its range; from update, no `params`.
+    """
+    inner = member(tx, "the transform of schedule_free")
+    checks.learning_rate(lr)
+    checks.number_or_array("beta", beta)
+    if is_number(beta) and not 0.0 < beta <= 1.0:
+        raise ValueError(f"Invalid beta value: {beta}")
+    checks.number_or_array("weight_lr_power", weight_lr_power)
+    checks.at_least_zero("weight_lr_power", weight_lr_power, "Invalid weight_lr_power value")
+    if state_dtype is not None and not jnp.issubdtype(state_dtype, jnp.floating):
+        raise TypeError(f"state_dtype should be a real floating dtype, but got {state_dtype!r}")
+
+    def init(params: Params) -> ScheduleFreeState:
+        ps = [p for p in leaves.flatten(params)[0] if not leaves.has_no_update(p)]
+        dtypes = [jnp.result_type(p) for p in ps]
+        dtype = leaves.real_dtype(leaves.widest(jnp.float32, *dtypes))
+        return ScheduleFreeState(
+            jnp.zeros((), jnp.int32),
+            jnp.array(beta, dtype).reshape(()),
+            jnp.zeros((), dtype),
+            jnp.zeros((), dtype),
+            leaves.map_updates(lambda p: _copied(p, state_dtype), params),
+            inner.init(params),
+        )
+
+    def update(
+        grads: Updates, state: ScheduleFreeState, params: Params | None = None, **extra: Any
+    ) -> tuple[Updates, ScheduleFreeState]:
+        if params is None:
+            raise ValueError(
+                "schedule_free: the argument `params` of update is missing, and it is needed "
+                "because they are drawn towards another sequence. "
+                "Call update(grads, state, params)."
+            )
+        step = jnp.asarray(state.step)
+        rate = hyperparameters_at({"lr": lr}, step).lr
+        max_lr = jnp.maximum(as_float(state.max_lr), jnp.asarray(rate, float_dtype()))
+        weight = power(max_lr, weight_lr_power)
+        weight_sum = as_float(state.weight_sum) + weight
+        nothing = weight_sum == 0  # lr was 0 in every update so far
+        share = weight / jnp.where(nothing, jnp.ones_like(weight_sum), weight_sum)
+        follow = 1 - jnp.asarray(beta, float_dtype()).reshape(()) * (1 - share)
+
+        steps, inner_state = inner.update(grads, state.inner, params, **extra)
+        updates = leaves.map_updates(
+            lambda u, p, z: _towards(u, p, z, share, follow), steps, params=params, z=state.z
+        )
+        new_state = ScheduleFreeState(
+            step + 1,
+            jnp.asarray(beta, state.beta.dtype).reshape(()),
+            max_lr.astype(state.max_lr.dtype),
+            weight_sum.astype(state.weight_sum.dtype),
+            leaves.apply_updates(state.z, steps),
+            inner_state,
+        )
+        return updates, new_state
+
+    return GradientTransformation(init, update)
+
+
+def schedule_free_eval_params(state: ScheduleFreeState, params: Params) -> Params:
+    """The parameters to evaluate and to save: the average x of the steps of `schedule_free`.
+
+    Args:
+      state: the state of `schedule_free` (a member's part of a chain's).
+      params: the parameters that are trained.
+
+    Returns:
+      A tree of the params' structure and dtypes; what is not trained is as it was.
+
+    Raises:
+      TypeError: state is another pair's, or its structure is not that of params.
+      ValueError: two shapes differ.
+    """
+    if not isinstance(state, ScheduleFreeState):
+        raise TypeError(
+            "schedule_free_eval_params needs the state of schedule_free, but got one of type "
+            f"{type(state).__name__}"
+        )
+    ps, treedef = leaves.flatten(params)
+    zs = leaves.flatten_like(state.z, treedef, "z")
+    leaves.check_shapes(zs, ps, treedef, "z")
+    return treedef.unflatten(
+        [p if z is None else _averaged(p, z, state.beta) for p, z in zip(ps, zs, strict=True)]
+    )
+
+
+def _copied(p: Any, state_dtype: Any) -> jax.Array:
+    p = jnp.asarray(p)
+    dtype = p.dtype if state_dtype is None else jnp.dtype(state_dtype)
+    if jnp.iscomplexobj(p) and state_dtype is not None:
+        dtype = leaves.widest(state_dtype, jnp.complex64)
+    return jnp.copy(jax.lax.convert_element_type(p, dtype))
+
+
+def _towards(u: Any, p: Any, z: Any, share: jax.Array, follow: jax.Array) -> jax.Array:
+    """The update of y: the inner step in part, and a share of the way to z."""
+    u, p, z = jnp.asarray(u), jnp.asarray(p), jnp.asarray(z)
+    dtype = leaves.real_dtype(leaves.widest(u.dtype, p.dtype, z.dtype))
+    step, parameter, other = (leaves.to_real(x, dtype) for x in (u, p, z))
+    new = share.astype(dtype) * (other - parameter) + follow.astype(dtype) * step
+    return leaves.from_real(new, u.dtype)
+
+
+def _averaged(p: Any, z: Any, beta: Any) -> jax.Array:
+    """x, from y = (1 - beta) * z + beta * x."""
+    p, z = jnp.asarray(p), jnp.asarray(z)
+    dtype = leaves.real_dtype(leaves.widest(p.dtype, z.dtype))
+    parameter, other = leaves.to_real(p, dtype), leaves.to_real(z, dtype)
+    return leaves.from_real(other + (parameter - other) / jnp.asarray(beta, dtype), p.dtype)
