@@ -48,7 +48,18 @@ from functorch_optim.schedules import (
     swa_lr,
     warmup,
 )
-from functorch_optim.transforms.clipping import clip_by_global_norm, global_norm
+from functorch_optim.transforms.adaptive_clipping import adaptive_grad_clip
+from functorch_optim.transforms.cautious import cautious
+from functorch_optim.transforms.centralize import centralize
+from functorch_optim.transforms.clipping import (
+    clip_by_global_norm,
+    clip_by_leaf_norm,
+    clip_by_value,
+    global_norm,
+)
+from functorch_optim.transforms.lookahead import LookaheadState, lookahead
+from functorch_optim.transforms.momentum import EmaState, TraceState, ema, trace
+from functorch_optim.transforms.noise import AddNoiseState, add_noise
 from functorch_optim.transforms.plateau import ScaleByPlateauState, scale_by_plateau
 from functorch_optim.transforms.precision import float32_state
 from functorch_optim.transforms.scaling import scale, scale_by_schedule
@@ -57,6 +68,8 @@ from functorch_optim.transforms.schedule_free import (
     schedule_free,
     schedule_free_eval_params,
 )
+from functorch_optim.transforms.sign import sign
+from functorch_optim.transforms.trust_ratio import trust_ratio
 from functorch_optim.transforms.weight_decay import add_decayed_weights
 
 __all__ = [
@@ -68,12 +81,15 @@ __all__ = [
     "AdamState",
     "AdamaxState",
     "AdanState",
+    "AddNoiseState",
     "AdoptState",
+    "EmaState",
     "EmptyState",
     "GradientTransformation",
     "LambState",
     "LarsState",
     "LionState",
+    "LookaheadState",
     "MuonState",
     "NAdamState",
     "NamedChain",
@@ -86,6 +102,7 @@ __all__ = [
     "ScaleByPlateauState",
     "Schedule",
     "ScheduleFreeState",
+    "TraceState",
     "adabelief",
     "adadelta",
     "adafactor",
@@ -94,19 +111,26 @@ __all__ = [
     "adamax",
     "adamw",
     "adan",
+    "adaptive_grad_clip",
     "add_decayed_weights",
+    "add_noise",
     "adopt",
     "apply_updates",
     "asgd",
     "by_path",
+    "cautious",
+    "centralize",
     "chain",
     "chained",
     "clip_by_global_norm",
+    "clip_by_leaf_norm",
+    "clip_by_value",
     "constant_lr",
     "cosine_annealing_lr",
     "cosine_annealing_warm_restarts",
     "cyclic_lr",
     "cyclic_momentum",
+    "ema",
     "exponential_lr",
     "float32_state",
     "freeze",
@@ -116,6 +140,7 @@ __all__ = [
     "lars",
     "linear_lr",
     "lion",
+    "lookahead",
     "masked",
     "multi_step_lr",
     "multiplicative_lr",
@@ -140,7 +165,10 @@ __all__ = [
     "schedule_free_eval_params",
     "sequential_lr",
     "sgd",
+    "sign",
     "step_lr",
     "swa_lr",
+    "trace",
+    "trust_ratio",
     "warmup",
 ]

@@ -41,6 +41,17 @@ class EmptyState(NamedTuple):
     """The state of a pair that remembers nothing."""
 
 
+def stateless(changed: Callable[[Updates, Params | None], Updates]) -> GradientTransformation:
+    """The pair that remembers nothing, and whose updates are `changed(updates, params)`."""
+
+    def update(
+        updates: Updates, state: EmptyState, params: Params | None = None, **extra: Any
+    ) -> tuple[Updates, EmptyState]:
+        return changed(updates, params), state
+
+    return GradientTransformation(lambda params: EmptyState(), update)
+
+
 def member(tx: Any, place: str) -> GradientTransformation:
     """A pair that is to be a part of another one; its update takes any extra argument.
 

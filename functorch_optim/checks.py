@@ -36,6 +36,16 @@ def at_least_zero(name: str, value: Any, message: str) -> None:
         raise ValueError(f"{message}: {value}")
 
 
+def given(pair: str, argument: str, value: Any, reason: str) -> None:
+    """Raises ValueError if update was called without an argument that a pair needs."""
+    if value is None:
+        call = "params" if argument == "params" else f"params, {argument}={argument}"
+        raise ValueError(
+            f"{pair}: the argument `{argument}` of update is missing, and it is needed because "
+            f"{reason}. Call update(grads, state, {call})."
+        )
+
+
 def learning_rate(lr: Any) -> None:
     """torch's checks of lr: one element, not below 0, not NaN."""
     one_element("lr", lr)

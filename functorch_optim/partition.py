@@ -11,12 +11,12 @@ from typing import Any
 
 from functorch_optim import leaves
 from functorch_optim.base import (
-    EmptyState,
     GradientTransformation,
     Params,
     State,
     Updates,
     member,
+    stateless,
     value_equal,
 )
 from functorch_optim.labels import PerLeaf, chosen, said_of
@@ -136,18 +136,16 @@ def freeze(mask: PerLeaf = True) -> GradientTransformation:
         and False.
     """
 
-    def update(
-        updates: Updates, state: EmptyState, params: Params | None = None, **extra: Any
-    ) -> tuple[Updates, EmptyState]:
+    def frozen(updates: Updates, params: Params | None) -> Updates:
         on, _, treedef = chosen(mask, updates if params is None else params)
         us = leaves.flatten_like(updates, treedef, "updates")
-        frozen = [
+        new = [
             leaves.zeros_like(u) if kept or leaves.has_no_update(u) else u
             for u, kept in zip(us, on, strict=True)
         ]
-        return treedef.unflatten(frozen), state
+        return treedef.unflatten(new)
 
-    return GradientTransformation(lambda params: EmptyState(), update)
+    return stateless(frozen)
 
 
 def _only(values: leaves.Leaves, treedef: Any, on: Sequence[bool]) -> Any:

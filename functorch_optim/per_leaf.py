@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from functorch_optim import leaves
+from functorch_optim import checks, leaves
 from functorch_optim.base import GradientTransformation, Params, Scalar, State, value_equal
 from functorch_optim.docstrings import completed
 from functorch_optim.scalars import as_float, is_number
@@ -245,10 +245,7 @@ def _check_params_not_needed(rule: Rule, name: str, s: Scalars) -> None:
     if s.l2 is not None or s.decay is not None:
         reason = "weight decay pulls the parameters towards zero"
     if reason is not None:
-        raise ValueError(
-            f"{name}: the argument `params` of update is missing, and it is needed because "
-            f"{reason}. Call update(grads, state, params)."
-        )
+        checks.given(name, "params", None, reason)
 
 
 def hyperparameters_at(values: Mapping[str, Any], count: Any) -> SimpleNamespace:

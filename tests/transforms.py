@@ -71,7 +71,25 @@ def every_other(tree: Any) -> Any:
 
 
 TABLE = (
+    Transform("adaptive_grad_clip", lambda: fo.adaptive_grad_clip(0.5), needs_params=True),
+    Transform("add_noise", lambda: fo.add_noise(0.1, 0.55, 0)),
     Transform("add_decayed_weights", lambda: fo.add_decayed_weights(0.5), needs_params=True),
+    Transform("cautious", lambda tx: fo.cautious(tx), wraps=True),
+    Transform("centralize", lambda: fo.centralize()),
+    Transform("clip_by_leaf_norm", lambda: fo.clip_by_leaf_norm(1.0)),
+    Transform("clip_by_value", lambda: fo.clip_by_value(0.5)),
+    Transform("ema", lambda: fo.ema(0.9)),
+    Transform("lookahead", lambda: fo.lookahead(2), behind=True, needs_params=True),
+    Transform("sign", lambda: fo.sign(), smooth=False),
+    Transform("trace", lambda: fo.trace(0.9)),
+    Transform("trust_ratio", lambda: fo.trust_ratio(0.1), needs_params=True),
+    Transform(
+        "schedule_free",
+        lambda tx: fo.schedule_free(tx, 0.1),
+        wraps=True,
+        needs_params=True,
+    ),
+    Transform("prodigy", lambda: fo.prodigy(d0=0.1, weight_decay=0.1), needs_params=True),
     Transform("clip_by_global_norm", lambda: fo.clip_by_global_norm(1.0)),
     Transform("scale", lambda: fo.scale(2.0)),
     Transform("scale_by_schedule", lambda: fo.scale_by_schedule(rising)),

@@ -159,12 +159,9 @@ def prodigy(
     def update(
         grads: Updates, state: ProdigyState, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, ProdigyState]:
-        if params is None:
-            raise ValueError(
-                "prodigy: the argument `params` of update is missing, and it is needed because "
-                "the step size depends on how far the parameters have come. "
-                "Call update(grads, state, params)."
-            )
+        checks.given(
+            "prodigy", "params", params, "the step size depends on how far the parameters have come"
+        )
         step = jnp.asarray(state.step)
         h = _numbers(hyperparameters_at(hyperparameters, step))
         gs, ps, buffers, treedef = _aligned(grads, state, params)

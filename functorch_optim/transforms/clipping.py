@@ -9,11 +9,11 @@ import jax.numpy as jnp
 
 from functorch_optim import checks, leaves
 from functorch_optim.base import (
-    EmptyState,
     GradientTransformation,
     Number,
     Params,
     Updates,
+    stateless,
     value_equal,
 )
 from functorch_optim.scalars import sqrt
@@ -51,9 +51,59 @@ def clip_by_global_norm(max_norm: Number) -> GradientTransformation:
     checks.number_or_array("max_norm", max_norm)
     checks.at_least_zero("max_norm", max_norm, "Invalid max_norm value")
 
-    def update(
-        updates: Updates, state: EmptyState, params: Params | None = None, **extra: Any
-    ) -> tuple[Updates, EmptyState]:
-        return scaled_to(updates, global_norm(updates), max_norm), state
+    def changed(updates: Updates, params: Params | None) -> Updates:
+        return scaled_to(updates, global_norm(updates), max_norm)
 
-    return GradientTransformation(lambda params: EmptyState(), update)
+    return stateless(changed)
+
+
+@value_equal
+def clip_by_leaf_norm(max_norm: Number) -> GradientTransformation:
+    """Scales each leaf down so that its own 2-norm is at most `max_norm`.
+
+    As `torch.nn.utils.clip_grad_norm_` called with one parameter at a time: each leaf times
+    `min(1, max_norm / (its norm + 1e-6))`.
+
+    Args:
+      max_norm: the bound, a number or an array.
+
+    Raises:
+      ValueError: max_norm is below 0 or NaN. TypeError: it is not a number or an array.
+    """
+    checks.number_or_array("max_norm", max_norm)
+    checks.at_least_zero("max_norm", max_norm, "Invalid max_norm value")
+
+    def changed(updates: Updates, params: Params | None) -> Updates:
+        def clipped(u: Any) -> Updates:
+            return scaled_to(u, global_norm(u), max_norm)
+
+        return leaves.map_updates(clipped, updates)
+
+    return stateless(changed)
+
+
+@value_equal
+def clip_by_value(max_value: Number) -> GradientTransformation:
+    """Clips each element of the updates to `[-max_value, max_value]`.
+
+    As `torch.nn.utils.clip_grad_value_`. Of a complex element, each part is clipped.
+
+    Args:
+      max_value: the bound, a number or an array.
+
+    Raises:
+      ValueError: max_value is below 0 or NaN. TypeError: it is not a number or an array.
+    """
+    checks.number_or_array("max_value", max_value)
+    checks.at_least_zero("max_value", max_value, "Invalid max_value value")
+
+    def clipped(u: Any) -> jax.Array:
+        u = jnp.asarray(u)
+        dtype = leaves.real_dtype(u.dtype)
+        bound = jnp.asarray(max_value, dtype)
+        return leaves.from_real(jnp.clip(leaves.to_real(u, dtype), -bound, bound), u.dtype)
+
+    def changed(updates: Updates, params: Params | None) -> Updates:
+        return leaves.map_updates(clipped, updates)
+
+    return stateless(changed)

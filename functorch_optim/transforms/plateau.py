@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from functorch_optim import leaves
+from functorch_optim import checks, leaves
 from functorch_optim.base import (
     GradientTransformation,
     Number,
@@ -79,12 +79,7 @@ def scale_by_plateau(
         value: Any = None,
         **extra: Any,
     ) -> tuple[Updates, ScaleByPlateauState]:
-        if value is None:
-            raise ValueError(
-                "scale_by_plateau: the argument `value` of update is missing, and it is needed "
-                "because the scale depends on a metric. "
-                "Call update(grads, state, params, value=loss)."
-            )
+        checks.given("scale_by_plateau", "value", value, "the scale depends on a metric")
         total = state.value_sum + jnp.asarray(value, float_dtype()).reshape(())
         full = state.value_count + 1 >= epoch_size
         _, after = plateau.update(total / epoch_size, state.plateau)

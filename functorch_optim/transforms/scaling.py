@@ -8,13 +8,13 @@ import jax.numpy as jnp
 
 from functorch_optim import checks, leaves
 from functorch_optim.base import (
-    EmptyState,
     GradientTransformation,
     Number,
     Params,
     Scalar,
     Schedule,
     Updates,
+    stateless,
     value_equal,
 )
 
@@ -28,12 +28,10 @@ def scale(factor: Number) -> GradientTransformation:
     """
     checks.number_or_array("factor", factor)
 
-    def update(
-        updates: Updates, state: EmptyState, params: Params | None = None, **extra: Any
-    ) -> tuple[Updates, EmptyState]:
-        return leaves.scale(updates, factor), state
+    def changed(updates: Updates, params: Params | None) -> Updates:
+        return leaves.scale(updates, factor)
 
-    return GradientTransformation(lambda params: EmptyState(), update)
+    return stateless(changed)
 
 
 class ScaleByScheduleState(NamedTuple):

@@ -117,12 +117,7 @@ def schedule_free(
     def update(
         grads: Updates, state: ScheduleFreeState, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, ScheduleFreeState]:
-        if params is None:
-            raise ValueError(
-                "schedule_free: the argument `params` of update is missing, and it is needed "
-                "because they are drawn towards another sequence. "
-                "Call update(grads, state, params)."
-            )
+        checks.given("schedule_free", "params", params, "they are drawn towards another sequence")
         step = jnp.asarray(state.step)
         rate = hyperparameters_at({"lr": lr}, step).lr
         max_lr = jnp.maximum(as_float(state.max_lr), jnp.asarray(rate, float_dtype()))

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 
 from functorch_optim import checks, leaves
 from functorch_optim.base import (
-    EmptyState,
     GradientTransformation,
     Number,
     Params,
     Updates,
+    stateless,
     value_equal,
 )
 from functorch_optim.labels import PerLeaf, chosen
@@ -39,14 +39,8 @@ def add_decayed_weights(
     """
     checks.number_or_array("weight_decay", weight_decay)
 
-    def update(
-        updates: Updates, state: EmptyState, params: Params | None = None, **extra: Any
-    ) -> tuple[Updates, EmptyState]:
-        if params is None:
-            raise ValueError(
-                "add_decayed_weights: the argument `params` of update is missing, and it is needed "
-                "because weight decay adds a share of it. Call update(grads, state, params)."
-            )
+    def changed(updates: Updates, params: Params | None) -> Updates:
+        checks.given("add_decayed_weights", "params", params, "weight decay adds a share of it")
         on, ps, treedef = chosen(True if mask is None else mask, params)
         us = leaves.flatten_like(updates, treedef, "updates")
         leaves.check_shapes(us, ps, treedef, "updates")
@@ -54,9 +48,9 @@ def add_decayed_weights(
             None if leaves.has_no_update(u) else _decayed(u, p, weight_decay) if keep else u
             for u, p, keep in zip(us, ps, on, strict=True)
         ]
-        return treedef.unflatten(new), state
+        return treedef.unflatten(new)
 
-    return GradientTransformation(lambda params: EmptyState(), update)
+    return stateless(changed)
 
 
 def _decayed(update: Any, p: Any, weight_decay: Number) -> jax.Array:

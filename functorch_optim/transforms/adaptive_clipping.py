@@ -1,0 +1,68 @@
+"""Adaptive gradient clipping: each unit's update is bounded by a share of the unit's own norm.
+
+    u <- u * min(1, clipping * max(|w|, eps) / |u|)         for the weights w of each unit
+
+Brock, De, Smith, Simonyan, "High-Performance Large-Scale Image Recognition Without Normalization",
+ICML 2021. What a unit is: see `units.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from functorch_optim import checks, leaves
+from functorch_optim.base import (
+    GradientTransformation,
+    Number,
+    Params,
+    Updates,
+    stateless,
+    value_equal,
+)
+from functorch_optim.transforms.units import UnitAxis, unit_axes, unit_norm
+
+
+@value_equal
+def adaptive_grad_clip(
+    clipping: Number = 0.01, eps: Number = 1e-3, unit_axis: UnitAxis = -1
+) -> GradientTransformation:
+    """Scales each unit's update down to at most `clipping` times the norm of the unit's weights.
+
+    A unit is a slice of a leaf along its last axis: the weights of one output. A leaf of one
+    dimension or none is one unit.
+
+    Args:
+      clipping: the largest ratio of the norms. Default: 0.01.
+      eps: a unit's weights count as having at least this norm, so that zeros can be trained.
+        Default: 1e-3.
+      unit_axis: the axis of the outputs, or several as a tuple: -1 in JAX's layouts, 0 in torch's.
+        A leaf that has no other axes is one unit. Default: -1.
+
+    Raises:
+      ValueError: clipping or eps is below 0 or NaN; from update, no `params`, or a leaf that lacks
+        the axis. TypeError: clipping or eps is not a number or an array, or unit_axis no axis.
+    """
+    for name, value in (("clipping", clipping), ("eps", eps)):
+        checks.number_or_array(name, value)
+        checks.at_least_zero(name, value, f"Invalid {name} value")
+    units = unit_axes(unit_axis)
+
+    def clipped(u: Any, p: Any) -> jax.Array:
+        u = jnp.asarray(u)
+        norm = unit_norm(u, units)
+        weights = unit_norm(jnp.asarray(p), units).astype(norm.dtype)
+        bound = jnp.asarray(clipping, norm.dtype) * jnp.maximum(
+            weights, jnp.asarray(eps, norm.dtype)
+        )
+        too_large = norm > bound
+        ratio = bound / jnp.where(too_large, norm, jnp.ones_like(norm))
+        return leaves.times(u, jnp.where(too_large, ratio, jnp.ones_like(norm)))
+
+    def changed(updates: Updates, params: Params | None) -> Updates:
+        checks.given("adaptive_grad_clip", "params", params, "the bound is a share of its norm")
+        return leaves.map_updates(clipped, updates, params=params)
+
+    return stateless(changed)

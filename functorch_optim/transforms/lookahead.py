@@ -1,0 +1,118 @@
+"""Lookahead: slow weights that follow the optimizer's fast ones, and call them back.
+
+    fast = p + u
+    every sync_period updates:  slow <- slow + slow_step_size * (fast - slow),  fast <- slow
+
+Zhang, Lucas, Hinton, Ba, "Lookahead Optimizer: k steps forward, 1 step back", NeurIPS 2019.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from functorch_optim import checks, leaves
+from functorch_optim.base import (
+    GradientTransformation,
+    Number,
+    Params,
+    PerParam,
+    Scalar,
+    Updates,
+    value_equal,
+)
+from functorch_optim.schedules.factory import check_length
+
+
+class LookaheadState(NamedTuple):
+    """`step` counts updates (int32); `slow` holds the slow weights, those to evaluate with."""
+
+    step: Scalar
+    slow: PerParam
+
+
+@value_equal
+def lookahead(sync_period: int = 6, slow_step_size: Number = 0.5) -> GradientTransformation:
+    """Calls the parameters back towards slow weights every so many updates.
+
+    The last member of a chain: `chain(adam(1e-3), lookahead())`. The parameters are the fast
+    weights, with which to train; `state[-1].slow` are the slow ones, with which to evaluate. Both
+    are the same after each `sync_period` updates, up to rounding.
+
+    Args:
+      sync_period: updates from one call to the next. Default: 6.
+      slow_step_size: how far the slow weights go towards the fast ones, a number or an array: 0.5
+        is halfway. Default: 0.5.
+
+    Returns:
+      A pair whose state is `LookaheadState`. Its slow weights are copies of the parameters at
+      first, and `None` for those that are not trained (integers).
+
+    Raises:
+      ValueError: sync_period is not a positive integer, or slow_step_size is below 0 or NaN; from
+        update, no `params`. TypeError: slow_step_size is not a number or an array.
+    """
+    check_length("sync_period", sync_period)
+    checks.number_or_array("slow_step_size", slow_step_size)
+    checks.at_least_zero("slow_step_size", slow_step_size, "Invalid slow_step_size value")
+
+    def init(params: Params) -> LookaheadState:
+        return LookaheadState(jnp.zeros((), jnp.int32), leaves.map_updates(_copied, params))
+
+    def called_back(us: list[Any], ps: list[Any], slows: list[Any]) -> Any:
+        rows = [_towards(slow_step_size, *row) for row in zip(us, ps, slows, strict=True)]
+        return [u for u, _ in rows], [slow for _, slow in rows]
+
+    def let_go(us: list[Any], ps: list[Any], slows: list[Any]) -> Any:
+        return us, slows
+
+    def update(
+        updates: Updates, state: LookaheadState, params: Params | None = None, **extra: Any
+    ) -> tuple[Updates, LookaheadState]:
+        checks.given("lookahead", "params", params, "the slow weights follow it")
+        step = jnp.asarray(state.step) + 1
+        us, treedef = leaves.flatten(updates)
+        ps = leaves.flatten_like(params, treedef, "params", "updates")
+        slows = leaves.flatten_like(state.slow, treedef, "state", "updates")
+        leaves.check_shapes(ps, us, treedef, "params", "updates")
+        columns = (us, ps, slows)
+        trained = [
+            i
+            for i, row in enumerate(zip(*columns, strict=True))
+            if not any(map(leaves.has_no_update, row))
+        ]
+        # The slow weights are neither read nor written between two calls.
+        new_us, new_slows = jax.lax.cond(
+            step % sync_period == 0,
+            called_back,
+            let_go,
+            *([_plain(column[i]) for i in trained] for column in columns),
+        )
+        us = [None] * len(us)
+        for i, u, slow in zip(trained, new_us, new_slows, strict=True):
+            us[i], slows[i] = u, slow
+        return treedef.unflatten(us), LookaheadState(step, treedef.unflatten(slows))
+
+    return GradientTransformation(init, update)
+
+
+def _towards(share: Number, u: jax.Array, p: jax.Array, slow: jax.Array) -> Any:
+    """The update that makes a parameter its new slow weights, and these."""
+    wide = leaves.widest(u.dtype, p.dtype, slow.dtype)
+    dtype = leaves.real_dtype(wide)
+    step, start, old = (leaves.to_real(x.astype(wide), dtype) for x in (u, p, slow))
+    new = old + jnp.asarray(share, dtype) * (start + step - old)
+    return leaves.from_real(new - start, u.dtype), leaves.from_real(new, slow.dtype)
+
+
+def _plain(x: Any) -> jax.Array:
+    """An array that is not weakly typed: both branches return the same types."""
+    x = jnp.asarray(x)
+    return x.astype(x.dtype)
+
+
+def _copied(p: Any) -> jax.Array:
+    """A buffer of its own: params and state may both be donated."""
+    return jnp.array(p, dtype=jnp.result_type(p))

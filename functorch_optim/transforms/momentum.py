@@ -1,0 +1,95 @@
+"""Momentum as transforms of their own: a decaying sum of the updates, and their running average.
+
+    trace:  t_k = g_k + decay * t_{k-1}             nesterov returns g_k + decay * t_k
+    ema:    m_k = decay * m_{k-1} + (1 - decay) * g_k
+                                                    debias returns m_k / (1 - decay**k)
+
+Polyak, "Some methods of speeding up the convergence of iteration methods", 1964. Sutskever,
+Martens, Dahl, Hinton, "On the importance of initialization and momentum in deep learning", ICML
+2013 (nesterov). Kingma, Ba, "Adam: A Method for Stochastic Optimization", ICLR 2015 (debias).
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import jax
+
+from functorch_optim import checks
+from functorch_optim.base import Hyperparameter, PerParam, Scalar
+from functorch_optim.per_leaf import Buffers, Rule, Scalars, per_leaf, zeros
+from functorch_optim.scalars import is_number, one_minus_power
+
+
+class TraceState(NamedTuple):
+    """`step` counts updates; `trace` is the decaying sum of the updates so far."""
+
+    step: Scalar
+    trace: PerParam
+
+
+def _trace_scalars(t: Any, h: SimpleNamespace) -> Scalars:
+    return Scalars(flags={"nesterov": h.nesterov}, decay_rate=h.decay)
+
+
+def _trace_leaf(g: jax.Array, p: Any, buffers: Buffers, s: Scalars) -> tuple[jax.Array, Buffers]:
+    (total,) = buffers
+    total = g + s.decay_rate * total
+    return g + s.decay_rate * total if s.nesterov else total, (total,)
+
+
+@per_leaf(Rule("trace", TraceState, zeros(1), _trace_scalars, _trace_leaf))
+def trace(decay: Hyperparameter = 0.9, nesterov: bool = False) -> None:
+    """A decaying sum of the updates: momentum, as `sgd` has it.
+
+    `chain(trace(0.9), scale(-lr))` is SGD with momentum; `chain(scale(-lr), trace(0.9))` is the
+    same while lr is constant, and otherwise keeps in the sum what lr was at each step.
+
+    Args:
+      decay: what the sum is multiplied by at each step; at least 0. A number, an array or a
+        schedule.
+      nesterov: look ahead by one momentum step.
+
+    Raises:
+      ValueError: decay is below 0 or NaN. TypeError: it is not a number, an array or a schedule.
+    """
+    checks.at_least_zero("decay", decay, "Invalid decay value")
+
+
+class EmaState(NamedTuple):
+    """`step` counts updates; `ema` is their running average, which starts at 0."""
+
+    step: Scalar
+    ema: PerParam
+
+
+def _ema_scalars(t: Any, h: SimpleNamespace) -> Scalars:
+    return Scalars(
+        decay_rate=h.decay,
+        new_weight=1 - h.decay,
+        total_weight=one_minus_power(h.decay, t) if h.debias else None,
+    )
+
+
+def _ema_leaf(g: jax.Array, p: Any, buffers: Buffers, s: Scalars) -> tuple[jax.Array, Buffers]:
+    (average,) = buffers
+    average = s.decay_rate * average + s.new_weight * g
+    return average if s.total_weight is None else average / s.total_weight, (average,)
+
+
+@per_leaf(Rule("ema", EmaState, zeros(1), _ema_scalars, _ema_leaf))
+def ema(decay: Hyperparameter = 0.9, debias: bool = True) -> None:
+    """An exponential running average of the updates.
+
+    Args:
+      decay: weight of the average so far, in [0, 1). A number, an array or a schedule (the debiased
+        average then takes the decay of each update for that of all before it, as `adam` does).
+      debias: divide by the sum of the weights, so that the first updates are not too small.
+
+    Raises:
+      ValueError: decay is outside of [0, 1). TypeError: it is not a number, an array or a schedule.
+    """
+    checks.kind("decay", decay)
+    if is_number(decay) and not 0.0 <= decay < 1.0:  # type: ignore[operator]  # a number here
+        raise ValueError(f"Invalid decay value: {decay}")
