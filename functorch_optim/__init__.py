@@ -19,7 +19,16 @@ from functorch_optim.algorithms.radam import RAdamState, radam
 from functorch_optim.algorithms.rmsprop import RMSpropState, rmsprop
 from functorch_optim.algorithms.rprop import RpropState, rprop
 from functorch_optim.algorithms.sgd import SGDState, sgd
+from functorch_optim.averaging import (
+    AverageState,
+    WeightAverage,
+    average,
+    ema_average,
+    joint_average,
+    swa_average,
+)
 from functorch_optim.base import EmptyState, GradientTransformation, Schedule
+from functorch_optim.batch_norm import update_bn
 from functorch_optim.combine import NamedChain, chain, named_chain
 from functorch_optim.labels import by_path
 from functorch_optim.leaves import apply_updates
@@ -83,6 +92,7 @@ __all__ = [
     "AdanState",
     "AddNoiseState",
     "AdoptState",
+    "AverageState",
     "EmaState",
     "EmptyState",
     "GradientTransformation",
@@ -103,6 +113,7 @@ __all__ = [
     "Schedule",
     "ScheduleFreeState",
     "TraceState",
+    "WeightAverage",
     "adabelief",
     "adadelta",
     "adafactor",
@@ -117,6 +128,7 @@ __all__ = [
     "adopt",
     "apply_updates",
     "asgd",
+    "average",
     "by_path",
     "cautious",
     "centralize",
@@ -131,10 +143,12 @@ __all__ = [
     "cyclic_lr",
     "cyclic_momentum",
     "ema",
+    "ema_average",
     "exponential_lr",
     "float32_state",
     "freeze",
     "global_norm",
+    "joint_average",
     "lamb",
     "lambda_lr",
     "lars",
@@ -167,8 +181,10 @@ __all__ = [
     "sgd",
     "sign",
     "step_lr",
+    "swa_average",
     "swa_lr",
     "trace",
     "trust_ratio",
+    "update_bn",
     "warmup",
 ]
