@@ -57,6 +57,7 @@ from functorch_optim.schedules import (
     swa_lr,
     warmup,
 )
+from functorch_optim.transforms.accumulation import AccumulateState, accumulate
 from functorch_optim.transforms.adaptive_clipping import adaptive_grad_clip
 from functorch_optim.transforms.cautious import cautious
 from functorch_optim.transforms.centralize import centralize
@@ -66,9 +67,21 @@ from functorch_optim.transforms.clipping import (
     clip_by_value,
     global_norm,
 )
+from functorch_optim.transforms.inject import (
+    InjectState,
+    inject_hyperparams,
+    set_hyperparams,
+)
 from functorch_optim.transforms.lookahead import LookaheadState, lookahead
+from functorch_optim.transforms.loss_scale import LossScaleState, dynamic_loss_scale
+from functorch_optim.transforms.master_weights import MasterWeightsState, master_weights
 from functorch_optim.transforms.momentum import EmaState, TraceState, ema, trace
 from functorch_optim.transforms.noise import AddNoiseState, add_noise
+from functorch_optim.transforms.nonfinite import (
+    SkipNonfiniteState,
+    all_finite,
+    skip_nonfinite,
+)
 from functorch_optim.transforms.plateau import ScaleByPlateauState, scale_by_plateau
 from functorch_optim.transforms.precision import float32_state
 from functorch_optim.transforms.scaling import scale, scale_by_schedule
@@ -78,11 +91,16 @@ from functorch_optim.transforms.schedule_free import (
     schedule_free_eval_params,
 )
 from functorch_optim.transforms.sign import sign
+from functorch_optim.transforms.stochastic_rounding import (
+    StochasticRoundingState,
+    stochastic_rounding,
+)
 from functorch_optim.transforms.trust_ratio import trust_ratio
 from functorch_optim.transforms.weight_decay import add_decayed_weights
 
 __all__ = [
     "ASGDState",
+    "AccumulateState",
     "AdaBeliefState",
     "AdadeltaState",
     "AdafactorState",
@@ -96,10 +114,13 @@ __all__ = [
     "EmaState",
     "EmptyState",
     "GradientTransformation",
+    "InjectState",
     "LambState",
     "LarsState",
     "LionState",
     "LookaheadState",
+    "LossScaleState",
+    "MasterWeightsState",
     "MuonState",
     "NAdamState",
     "NamedChain",
@@ -112,8 +133,11 @@ __all__ = [
     "ScaleByPlateauState",
     "Schedule",
     "ScheduleFreeState",
+    "SkipNonfiniteState",
+    "StochasticRoundingState",
     "TraceState",
     "WeightAverage",
+    "accumulate",
     "adabelief",
     "adadelta",
     "adafactor",
@@ -126,6 +150,7 @@ __all__ = [
     "add_decayed_weights",
     "add_noise",
     "adopt",
+    "all_finite",
     "apply_updates",
     "asgd",
     "average",
@@ -142,12 +167,14 @@ __all__ = [
     "cosine_annealing_warm_restarts",
     "cyclic_lr",
     "cyclic_momentum",
+    "dynamic_loss_scale",
     "ema",
     "ema_average",
     "exponential_lr",
     "float32_state",
     "freeze",
     "global_norm",
+    "inject_hyperparams",
     "joint_average",
     "lamb",
     "lambda_lr",
@@ -156,6 +183,7 @@ __all__ = [
     "lion",
     "lookahead",
     "masked",
+    "master_weights",
     "multi_step_lr",
     "multiplicative_lr",
     "muon",
@@ -178,9 +206,12 @@ __all__ = [
     "schedule_free",
     "schedule_free_eval_params",
     "sequential_lr",
+    "set_hyperparams",
     "sgd",
     "sign",
+    "skip_nonfinite",
     "step_lr",
+    "stochastic_rounding",
     "swa_average",
     "swa_lr",
     "trace",

@@ -89,7 +89,8 @@ def value_equal(build: Callable[P, T]) -> Callable[P, T]:
 
     A pair (or schedule) that is a static argument of `jax.jit` is compared by identity there, so
     building it twice from the same numbers would otherwise compile twice. Calls with arrays are
-    built anew each time. The cache keeps the 1,024 most recent results.
+    built anew each time, and so is what is built of their results: a cache would hold on to the
+    arrays, and to the trace that they may belong to. It keeps the 1,024 most recent results.
     """
     signature = inspect.signature(build)
 
@@ -105,7 +106,23 @@ def value_equal(build: Callable[P, T]) -> Callable[P, T]:
         try:
             hash(key)
         except TypeError:
-            return build(*args, **kwargs)
+            return _marked(build(*args, **kwargs))
+        if _holds_arrays(key):
+            return _marked(build(*args, **kwargs))
         return cached(*key)
 
     return wrapper
+
+
+def _holds_arrays(x: Any) -> bool:
+    """Whether a function in a tuple (a pair is one, of functions) was built of arrays."""
+    if isinstance(x, tuple):
+        return any(map(_holds_arrays, x))
+    return getattr(x, "built_of_arrays", False) is True
+
+
+def _marked(built: T) -> T:
+    for part in built if isinstance(built, tuple) else (built,):
+        if inspect.isfunction(part):
+            part.__dict__["built_of_arrays"] = True
+    return built

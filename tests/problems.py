@@ -63,6 +63,8 @@ def assert_trees_close(actual: Tree, wanted: Tree, rtol: float) -> None:
         where = jax.tree_util.keystr(path)
         assert x.dtype == y.dtype, where
         assert x.shape == y.shape, where
+        if x.dtype == bool:
+            x, y = x.astype(jnp.int8), y.astype(jnp.int8)
         if jnp.issubdtype(x.dtype, jnp.inexact) and x.dtype.itemsize < 4:
             x, y = x.astype(jnp.float32), y.astype(jnp.float32)
         assert_close(np.asarray(x), np.asarray(y), rtol, where)

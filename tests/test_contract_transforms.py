@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.export
@@ -14,10 +16,18 @@ import functorch_optim as fo
 from tests.algorithms import Algorithm
 from tests.every_algorithm import TABLE as ALGORITHMS
 from tests.problems import STEPS, Tree, assert_trees_close, at, problem, types
-from tests.transforms import Transform, over_transforms
+from tests.transforms import TABLE, Transform, over_transforms
 
 FLOAT0 = np.zeros((2, 3), jax.dtypes.float0)
 KINDS = ("bfloat16", "float16", "float32", "float64", "complex64", "complex128")
+
+
+def every_combination() -> Iterator[Any]:
+    """Each transform with each algorithm; a fifth of them, evenly spread, unless slow tests run."""
+    for i, row in enumerate(TABLE):
+        for j, algorithm in enumerate(ALGORITHMS):
+            marks = () if (i + j) % 5 == 0 else pytest.mark.slow
+            yield pytest.param(row, algorithm, marks=marks, id=f"{row.name}-{algorithm.name}")
 
 
 def one_step(
@@ -213,8 +223,7 @@ def test_a_step_is_lowered_for_every_platform(row: Transform) -> None:
     )
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS, ids=lambda a: a.name)
-@over_transforms
+@pytest.mark.parametrize(("row", "algorithm"), list(every_combination()))
 def test_it_works_in_a_chain_with_every_algorithm(row: Transform, algorithm: Algorithm) -> None:
     """The chain computes what its two halves compute by hand, over two steps."""
     params, grads = problem()

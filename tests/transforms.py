@@ -70,6 +70,11 @@ def every_other(tree: Any) -> Any:
     return treedef.unflatten([i % 2 == 0 for i in range(len(leaves))])
 
 
+def widened(dtype: str) -> str:
+    """The dtype of an update that leads to a rounded parameter."""
+    return "float32" if dtype in ("bfloat16", "float16") else dtype
+
+
 TABLE = (
     Transform("adaptive_grad_clip", lambda: fo.adaptive_grad_clip(0.5), needs_params=True),
     Transform("add_noise", lambda: fo.add_noise(0.1, 0.55, 0)),
@@ -111,6 +116,28 @@ TABLE = (
     ),
     Transform("masked", lambda tx: fo.masked(tx, every_other), wraps=True),
     Transform("freeze", lambda: fo.freeze(every_other), behind=True),
+    Transform("accumulate", lambda tx: fo.accumulate(tx, 2), wraps=True),
+    Transform("skip_nonfinite", lambda tx: fo.skip_nonfinite(tx), wraps=True),
+    Transform("dynamic_loss_scale", lambda tx: fo.dynamic_loss_scale(tx, 4.0), wraps=True),
+    Transform(
+        "master_weights",
+        lambda tx: fo.master_weights(tx),
+        wraps=True,
+        needs_params=True,
+        update_dtype=widened,
+    ),
+    Transform(
+        "stochastic_rounding",
+        lambda tx: fo.stochastic_rounding(tx, 0),
+        wraps=True,
+        needs_params=True,
+        update_dtype=widened,
+    ),
+    Transform(
+        "inject_hyperparams",
+        lambda: fo.inject_hyperparams(fo.sgd)(lr=rising, momentum=0.9),
+        needs_params=True,  # a weight decay of 0 is a number in the state, which may change
+    ),
     Transform("float32_state", lambda tx: fo.float32_state(tx), wraps=True),
 )
 

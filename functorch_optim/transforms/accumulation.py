@@ -1,0 +1,129 @@
+"""One step for several gradients: large batches in small pieces.
+
+    G_k = g_1 + ... + g_k;     the inner pair sees G_k / k (or G_k) at every k-th call
+
+The inner pair runs at those calls only: its step, and so its schedules, count real updates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from functorch_optim import leaves
+from functorch_optim.base import (
+    GradientTransformation,
+    Params,
+    PerParam,
+    Scalar,
+    State,
+    Updates,
+    member,
+    value_equal,
+)
+from functorch_optim.schedules.factory import check_length, is_array
+from functorch_optim.transforms.inner import update_if
+
+
+class AccumulateState(NamedTuple):
+    """Gradients in the sum so far, real updates so far (int32), the inner state, and the sum."""
+
+    mini_step: Scalar
+    step: Scalar
+    inner_state: State
+    grad_sum: PerParam
+
+
+@value_equal
+def accumulate(
+    tx: GradientTransformation,
+    every_k: int | jax.Array | Callable[[Any], Any],
+    average: bool = True,
+) -> GradientTransformation:
+    """Sums the gradients of `every_k` calls, and updates with their mean at the last of them.
+
+    The updates of the calls in between are zeros, and the inner update is not computed there. Extra
+    arguments reach the inner pair from the call that updates.
+
+    `grad_sum` has the parameters' dtype: for float16 and bfloat16 wrap the result in
+    `float32_state`, since small gradients vanish in a large sum of 8 bits. Each sum, and the mean,
+    is computed in float32 at least. The inner pair sees the mean in the wider dtype of `grad_sum`
+    and the gradient.
+
+    A leaf whose gradient is `None` at a call is left out of it: its sum stays, and the inner pair
+    sees `None` if it is the call that updates.
+
+    Args:
+      tx: the inner pair.
+      every_k: gradients for each update: a positive integer, an array, or a function of the number
+        of real updates so far (int32), which is asked at each call.
+      average: the inner pair sees the mean; else the sum.
+
+    Returns:
+      A pair whose state is `AccumulateState`.
+
+    Raises:
+      TypeError: tx is not a pair. ValueError: every_k is a number, but not a positive integer.
+    """
+    inner = member(tx, "the transform of accumulate")
+    if not callable(every_k):
+        every_k = every_k.item() if isinstance(every_k, np.generic) else every_k
+        if not is_array(every_k):
+            check_length("every_k", every_k)
+    inner_update = update_if(inner)
+
+    def init(params: Params) -> AccumulateState:
+        ps, treedef = leaves.flatten(params)
+        sums = treedef.unflatten([leaves.zeros_like(p) for p in ps])
+        zero = jnp.zeros((), jnp.int32)
+        return AccumulateState(zero, jnp.copy(zero), inner.init(params), sums)
+
+    def update(
+        grads: Updates, state: AccumulateState, params: Params | None = None, **extra: Any
+    ) -> tuple[Updates, AccumulateState]:
+        count = state.mini_step + 1
+        full = count >= _whole(every_k(state.step) if callable(every_k) else every_k)
+        sums, treedef = leaves.flatten(state.grad_sum)
+        gs = leaves.flatten_like(grads, treedef, "grads", "state")
+        leaves.check_shapes(gs, sums, treedef, "grads", "state")
+        seen: list[Any] = [None] * len(gs)
+        for i, (g, total) in enumerate(zip(gs, sums, strict=True)):
+            if leaves.has_no_update(g) or total is None:
+                continue
+            g = g.todense() if leaves.is_sparse(g) else jnp.asarray(g)
+            seen[i], sums[i] = _added(g, total, count if average else None, full)
+        updates, inner_state = inner_update(
+            full, treedef.unflatten(seen), state.inner_state, params, extra
+        )
+        return updates, AccumulateState(
+            jnp.where(full, 0, count),
+            state.step + full.astype(jnp.int32),
+            inner_state,
+            treedef.unflatten(sums),
+        )
+
+    return GradientTransformation(init, update)
+
+
+def _whole(every_k: Any) -> jax.Array:
+    """every_k as an int32; a schedule's 4.0 may be a little off."""
+    return jnp.rint(jnp.asarray(every_k)).astype(jnp.int32).reshape(())
+
+
+def _added(g: jax.Array, total: jax.Array, count: Any, full: Any) -> tuple[jax.Array, jax.Array]:
+    """What the inner pair sees of the sum with g in it, and the sum that is kept."""
+    if jnp.iscomplexobj(g) and not jnp.iscomplexobj(total):
+        raise TypeError(f"a gradient of dtype {g.dtype} cannot be added to a sum of {total.dtype}")
+    kept = total.dtype
+    dtype = leaves.real_dtype(leaves.widest(g.dtype, kept))
+    complex_or_real = leaves.widest(g.dtype, kept)
+    wide = leaves.to_real(total.astype(complex_or_real), dtype) + leaves.to_real(
+        g.astype(complex_or_real), dtype
+    )
+    seen = wide if count is None else wide / count.astype(dtype)
+    stays = leaves.from_real(jnp.where(full, jnp.zeros_like(wide), wide), kept)
+    return leaves.from_real(seen, kept if g.dtype == kept else complex_or_real), stays

@@ -1,0 +1,306 @@
+"""Hyperparameters in the state: read there, overwritten there, saved with it.
+
+The one rule: `state.hyperparams[name]` is the value that the next update uses.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from functorch_optim.base import (
+    GradientTransformation,
+    Params,
+    Scalar,
+    State,
+    Updates,
+    member,
+    value_equal,
+)
+from functorch_optim.scalars import float_dtype, is_number
+
+
+class InjectState(NamedTuple):
+    """Hyperparameters by name, each the next update's, beside the state that they work on.
+
+    Attributes:
+      step: updates so far (int32).
+      hyperparams: 0-d arrays, float32 (float64 with x64 enabled); tuples of them for tuples.
+      scheduled: for those that have a schedule, whether it is followed (bool arrays).
+      inner_state: the state of the factory's pair.
+    """
+
+    step: Scalar
+    hyperparams: dict[str, Any]
+    scheduled: dict[str, Any]
+    inner_state: State
+
+
+@value_equal
+def inject_hyperparams(
+    factory: Callable[..., GradientTransformation], static_args: str | tuple[str, ...] = ()
+) -> Callable[..., GradientTransformation]:
+    """Puts the numeric arguments of a factory's pair into its state.
+
+    `inject_hyperparams(adam)(lr=1e-3)` has the state `InjectState`, and
+    `state.hyperparams["lr"]` is the value that the NEXT update uses. They are inputs of the
+    compiled program: overwriting one does not compile again.
+
+    - A plain one, once overwritten, holds until it is overwritten again.
+    - A scheduled one (a function of the number of updates was given) is set by its schedule after
+      each update, for the next one. Overwritten, it holds for one update. To take it over for good,
+      set `state.scheduled[name]` to false as well; set to true again, the schedule goes on at the
+      true count, after the update that follows.
+
+    `set_hyperparams(state, lr=1e-4)` does both, wherever the state is. (optax's function of this
+    name ignores what is written to a scheduled one, and shows the value that the last update used.)
+
+    What stays a constant of the program: flags, strings, `None`, dtypes, pairs, `static_args`, and
+    what selects code in an algorithm of this library (`ns_steps` of muon; a `momentum` or
+    `dampening` of 0). Every other number is an input, `weight_decay=0` too, so that it can be
+    switched on later: update then needs params. A tuple is taken apart. A function is a schedule
+    unless it is among the `static_args`. An integer that selects code in a factory of your own or
+    of optax belongs there too.
+
+    Args:
+      factory: a function that returns a pair: of this library, of optax, or your own. It is called
+        again at every update, with the arrays in place of the numbers.
+      static_args: the name of an argument, or several, that stay as they are.
+
+    Returns:
+      A factory with the same signature. It checks its arguments as `factory` does.
+
+    Raises:
+      TypeError: factory is not a function. ValueError: it has no argument of a name in static_args.
+    """
+    if not callable(factory):
+        raise TypeError(f"factory should be a function that returns a pair, but is {factory!r}")
+    signature = inspect.signature(factory)
+    named = {static_args} if isinstance(static_args, str) else set(static_args)
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
+    unknown = sorted(named - set(signature.parameters))
+    if unknown and not takes_any:
+        raise ValueError(
+            f"static_args: the factory has no argument {unknown[0]!r}; "
+            f"it has {[*signature.parameters]}"
+        )
+
+    @value_equal
+    @functools.wraps(factory, updated=())  # it is not a `Factory` itself
+    def build(*args: Any, **kwargs: Any) -> GradientTransformation:
+        return _injected(factory, signature, named, args, kwargs)
+
+    return build
+
+
+def _injected(
+    factory: Callable[..., GradientTransformation],
+    signature: inspect.Signature,
+    static_args: set[str],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> GradientTransformation:
+    bound = signature.bind(*args, **kwargs)
+    bound.apply_defaults()
+    static = static_args | _selects_code(factory, bound)
+    dynamic = {
+        name: value
+        for name, value in _by_name(bound).items()
+        if name not in static and _is_dynamic(value)
+    }
+    schedules = {name: value for name, value in dynamic.items() if _has_schedule(value)}
+
+    def pair(values: Mapping[str, Any]) -> GradientTransformation:
+        call = _with_values(bound, values)
+        return member(factory(*call.args, **call.kwargs), "what the factory returns")
+
+    pair(_at(dynamic, np.int32(0)))  # the factory's own checks, at construction
+
+    def init(params: Params) -> InjectState:
+        start = jnp.zeros((), jnp.int32)
+        # Copies: the caller's arrays, and an array given twice, are not to be donated with it.
+        values = jax.tree.map(lambda x: jnp.array(x, float_dtype()), _at(dynamic, start))
+        on = {name: jnp.ones((), bool) for name in schedules}
+        return InjectState(start, values, on, pair(_as_numbers(values)).init(params))
+
+    def update(
+        grads: Updates, state: InjectState, params: Params | None = None, **extra: Any
+    ) -> tuple[Updates, InjectState]:
+        values = jax.tree.map(lambda x: jnp.asarray(x, float_dtype()), dict(state.hyperparams))
+        updates, inner_state = pair(_as_numbers(values)).update(
+            grads, state.inner_state, params, **extra
+        )
+        step = state.step + 1
+        scheduled = {name: jnp.asarray(on, bool) for name, on in state.scheduled.items()}
+        for name, value in schedules.items():
+            values[name] = _following(value, values[name], scheduled[name], step)
+        return updates, InjectState(step, values, scheduled, inner_state)
+
+    return GradientTransformation(init, update)
+
+
+def set_hyperparams(state: State, **values: Any) -> State:
+    """A state with other hyperparameters, for good: their schedules are switched off.
+
+    `state = set_hyperparams(state, lr=1e-4)`. A schedule is switched on again by setting
+    `scheduled[name]` of the `InjectState` to true.
+
+    Args:
+      state: the state of an injected pair, or one that has it somewhere inside: of a chain, say.
+      **values: numbers or arrays by name; a tuple for a tuple.
+
+    Returns:
+      The new state. The one given stays as it is.
+
+    Raises:
+      KeyError: no hyperparameter has this name. ValueError: several states in it have one, or the
+        value has another shape.
+    """
+    names = [set(node.hyperparams) for node in _inject_states(state)]
+    for name in values:
+        count = sum(name in known for known in names)
+        if count == 0:
+            raise KeyError(
+                f"no hyperparameter is called {name!r}; there are {sorted(set().union(*names))}"
+            )
+        if count > 1:
+            raise ValueError(
+                f"{count} parts of the state have a hyperparameter {name!r}: set it in one of them"
+            )
+    return _replaced(state, values)
+
+
+def _is_inject_state(x: Any) -> bool:
+    return isinstance(x, InjectState)
+
+
+def _inject_states(state: State) -> list[InjectState]:
+    nodes = [x for x in jax.tree.leaves(state, is_leaf=_is_inject_state) if _is_inject_state(x)]
+    return nodes + [inner for node in nodes for inner in _inject_states(node.inner_state)]
+
+
+def _replaced(state: State, values: Mapping[str, Any]) -> State:
+    def visit(node: Any) -> Any:
+        if not _is_inject_state(node):
+            return node
+        mine = {name: value for name, value in values.items() if name in node.hyperparams}
+        hyperparams, scheduled = dict(node.hyperparams), dict(node.scheduled)
+        for name, value in mine.items():
+            hyperparams[name] = _like(hyperparams[name], value, name)
+            if name in scheduled:
+                scheduled[name] = jnp.zeros_like(scheduled[name])
+        return node._replace(
+            hyperparams=hyperparams,
+            scheduled=scheduled,
+            inner_state=_replaced(node.inner_state, values),
+        )
+
+    return jax.tree.map(visit, state, is_leaf=_is_inject_state)
+
+
+def _like(old: Any, value: Any, name: str) -> Any:
+    """A value as arrays of the old one's structure, shapes and dtypes, which nobody else holds."""
+    if isinstance(old, tuple):
+        if not isinstance(value, Sequence) or len(value) != len(old):
+            raise ValueError(f"{name} should be a tuple of {len(old)}, but got {value!r}")
+        return tuple(_like(o, v, name) for o, v in zip(old, value, strict=True))
+    if old is None or value is None:
+        if old is not value:
+            raise ValueError(f"{name}: None stays None, and a number a number")
+        return None
+    new = jnp.array(value, jnp.result_type(old))
+    if new.size == 1:
+        new = new.reshape(())
+    elif new.shape != jnp.shape(old):
+        raise ValueError(f"{name} has shape {jnp.shape(old)}, but got {new.shape}")
+    return jnp.broadcast_to(new, jnp.shape(old))
+
+
+def _selects_code(factory: Any, bound: inspect.BoundArguments) -> set[str]:
+    """The names of flags, and of numbers that select code in an algorithm of this library."""
+    names = {name for name, p in bound.signature.parameters.items() if isinstance(p.default, bool)}
+    rule = getattr(factory, "rule", None)
+    if rule is None:
+        return names
+    # Momentum of 0 means no buffer, and nesterov wants no dampening.
+    absent = {
+        name
+        for name in ("momentum", "dampening")
+        if is_number(bound.arguments.get(name)) and bound.arguments[name] == 0
+    }
+    return names | set(rule.static) | absent
+
+
+def _by_name(bound: inspect.BoundArguments) -> dict[str, Any]:
+    """The arguments by name, those that `**kwargs` took among them."""
+    given = {}
+    for name, value in bound.arguments.items():
+        kind = bound.signature.parameters[name].kind
+        if kind is inspect.Parameter.VAR_KEYWORD:
+            given.update(value)
+        elif kind is not inspect.Parameter.VAR_POSITIONAL:
+            given[name] = value
+    return given
+
+
+def _with_values(
+    bound: inspect.BoundArguments, values: Mapping[str, Any]
+) -> inspect.BoundArguments:
+    """The arguments with other values for some names."""
+    arguments = {}
+    for name, value in bound.arguments.items():
+        if bound.signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
+            arguments[name] = {key: values.get(key, x) for key, x in value.items()}
+        else:
+            arguments[name] = values.get(name, value)
+    return inspect.BoundArguments(bound.signature, arguments)
+
+
+def _is_dynamic(value: Any) -> bool:
+    """Whether an argument is a real number, an array, a schedule, or a tuple of such (or None)."""
+    if type(value) in (tuple, list):  # a pair is a named tuple
+        known = [x for x in value if x is not None]
+        return bool(known) and all(_is_dynamic(x) and type(x) not in (tuple, list) for x in known)
+    if isinstance(value, bool | type) or value is None:
+        return False
+    if isinstance(value, jax.Array | np.ndarray) or is_number(value):
+        dtype = jnp.result_type(value)
+        return jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)
+    return callable(value)
+
+
+def _has_schedule(value: Any) -> bool:
+    return any(map(_has_schedule, value)) if isinstance(value, tuple | list) else callable(value)
+
+
+def _at(values: Mapping[str, Any], count: Any) -> dict[str, Any]:
+    """The values with every schedule called; lists become tuples."""
+
+    def at(value: Any) -> Any:
+        if isinstance(value, tuple | list):
+            return tuple(map(at, value))
+        value = value(count) if callable(value) else value
+        return value.item() if isinstance(value, np.generic) else value
+
+    return {name: at(value) for name, value in values.items()}
+
+
+def _following(given: Any, now: Any, on: jax.Array, count: Any) -> Any:
+    """A hyperparameter's next value: the schedule's where it is followed."""
+    if isinstance(given, tuple | list):
+        return tuple(_following(g, n, on, count) for g, n in zip(given, now, strict=True))
+    return jnp.where(on, jnp.asarray(given(count), now.dtype), now) if callable(given) else now
+
+
+def _as_numbers(values: Mapping[str, Any]) -> Any:
+    """Scalars that count as Python numbers where dtypes are promoted.
+
+    So a pair of another library keeps the dtypes that it has with numbers: those of the parameters.
+    """
+    return jax.tree.map(lambda x: jnp.full_like(0.0, x) if x.ndim == 0 else x, values)

@@ -1,0 +1,72 @@
+"""How a wrapper runs the pair inside it: at some calls only, and with a state of constant types."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from functorch_optim import leaves
+from functorch_optim.base import GradientTransformation, Params, State, Updates
+
+# (run, grads, state, params, extra) -> (updates, state)
+ConditionalUpdate = Callable[[Any, Updates, State, Params | None, dict[str, Any]], Any]
+
+
+def update_if(inner: GradientTransformation) -> ConditionalUpdate:
+    """`inner.update` that is computed only where a traced condition holds.
+
+    Where it does not, the updates are zeros (`None` where the inner update is `None`) and the state
+    stays as it is. The state's leaves keep their dtypes either way.
+    """
+
+    def update(
+        run: Any, grads: Updates, state: State, params: Params | None, extra: dict[str, Any]
+    ) -> Any:
+        # The branches are these same two functions at each call, unless an extra argument is no
+        # array: outside of jit, that lets JAX compile them once.
+        arrays = {name: value for name, value in extra.items() if _is_arrays(value)}
+        rest = {name: value for name, value in extra.items() if name not in arrays}
+        on, off = (_branches(inner, rest)) if rest else plain
+        return jax.lax.cond(run, on, off, _without_float0(grads), state, params, arrays)
+
+    plain = _branches(inner, {})
+    return update
+
+
+def _branches(inner: GradientTransformation, fixed: dict[str, Any]) -> tuple[Any, Any]:
+    def on(grads: Updates, state: State, params: Params | None, extra: dict[str, Any]) -> Any:
+        updates, new = inner.update(grads, state, params, **extra, **fixed)
+        return updates, with_dtypes_of(state, new)
+
+    def off(grads: Updates, state: State, params: Params | None, extra: dict[str, Any]) -> Any:
+        updates, _ = jax.eval_shape(on, grads, state, params, extra)
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), updates), state
+
+    return on, off
+
+
+def with_dtypes_of(old: State, new: State) -> State:
+    """A new state whose leaves have the dtypes of the old one's.
+
+    Other libraries' buffers take the dtype of the gradients: wider ones than at init would make
+    another program of the next step.
+    """
+    return jax.tree.map(_cast, old, new)
+
+
+def _cast(old: Any, new: Any) -> Any:
+    dtype = jnp.result_type(old)
+    return new if jnp.result_type(new) == dtype else jnp.asarray(new).astype(dtype)
+
+
+def _is_arrays(value: Any) -> bool:
+    return all(isinstance(x, jax.Array | np.ndarray | np.generic) for x in jax.tree.leaves(value))
+
+
+def _without_float0(grads: Updates) -> Updates:
+    gs, treedef = leaves.flatten(grads)
+    return treedef.unflatten([None if leaves.is_float0(g) else g for g in gs])

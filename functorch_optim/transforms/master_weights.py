@@ -1,0 +1,117 @@
+"""Parameters in half precision that are trained in full precision.
+
+    master_t = master_{t-1} + u(master_{t-1}, g_t);     p_t = master_t, rounded
+
+Micikevicius et al., "Mixed Precision Training", ICLR 2018.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from functorch_optim import checks, leaves
+from functorch_optim.base import (
+    GradientTransformation,
+    Params,
+    PerParam,
+    State,
+    Updates,
+    member,
+    value_equal,
+)
+from functorch_optim.transforms.rounding import cast, narrowed, step_to, wider
+
+
+class MasterWeightsState(NamedTuple):
+    """The wide copies (`None` where the parameter is as wide itself), and the inner state."""
+
+    master: PerParam
+    inner_state: State
+
+
+@value_equal
+def master_weights(tx: GradientTransformation, dtype: Any = jnp.float32) -> GradientTransformation:
+    """Trains a wide copy of each narrow parameter; the parameter is the copy, rounded.
+
+    bfloat16 has 8 bits: a step below a 256th of a parameter is lost when it is added. The inner
+    pair starts from, and sees, the wide copies and gradients in their dtype; so its buffers are
+    wide too. Parameters that are as wide already are given to it as they are.
+
+    The update of a narrow parameter has the wide dtype: it is what takes the parameter to its
+    rounded copy. `apply_updates` (optax's too) adds it in that dtype and rounds once, which is
+    exact, except where a step makes a parameter more than 2**13 times smaller: then up to a
+    rounding of the old value, and the next step makes up for it. What is written to a parameter
+    from elsewhere is undone by the next step: init again.
+
+    Args:
+      tx: the inner pair.
+      dtype: the wide dtype, float32 or float64. Complex parameters have the complex one of that
+        precision.
+
+    Returns:
+      A pair whose state is `MasterWeightsState`. Its update needs `params`.
+
+    Raises:
+      TypeError: tx is not a pair, or dtype is not a real floating-point one. ValueError: from
+        update, params are missing, or a parameter was wider at init.
+    """
+    inner = member(tx, "the transform of master_weights")
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(f"dtype should be a real floating-point dtype, but got {dtype!r}")
+
+    def init(params: Params) -> MasterWeightsState:
+        ps, treedef = leaves.flatten(params)
+        wide = [wider(p, dtype) for p in ps]
+        masters = [
+            None if kind is None else cast(p, kind) for p, kind in zip(ps, wide, strict=True)
+        ]
+        return MasterWeightsState(
+            treedef.unflatten(masters), inner.init(treedef.unflatten(_either(masters, ps)))
+        )
+
+    def update(
+        grads: Updates, state: MasterWeightsState, params: Params | None = None, **extra: Any
+    ) -> tuple[Updates, MasterWeightsState]:
+        checks.given(
+            "master_weights", "params", params, "the update leads from it to the rounded copy"
+        )
+        ps, treedef = leaves.flatten(params)
+        masters = leaves.flatten_like(state.master, treedef, "state")
+        leaves.check_shapes(masters, ps, treedef, "state")
+        for i, (master, p) in enumerate(zip(masters, ps, strict=True)):
+            if master is None and wider(p, dtype) is not None:
+                raise ValueError(
+                    f"master_weights: the state has no copy of the {jnp.result_type(p)} parameter "
+                    f"at {leaves.path_of(treedef, i)}: it was wider at init (float32_state widens "
+                    "it, and has no use around master_weights)"
+                )
+        gs = leaves.flatten_like(grads, treedef, "grads")
+        leaves.check_shapes(gs, ps, treedef, "grads")
+        seen = [
+            cast(g, None if master is None else master.dtype)
+            for g, master in zip(gs, masters, strict=True)
+        ]
+        new, inner_state = inner.update(
+            treedef.unflatten(seen),
+            state.inner_state,
+            treedef.unflatten(_either(masters, ps)),
+            **extra,
+        )
+        updates = leaves.flatten_like(new, treedef, "updates")
+        for i, (u, master, p) in enumerate(zip(updates, masters, ps, strict=True)):
+            if master is None or leaves.has_no_update(u):
+                continue
+            p = jnp.asarray(p)
+            masters[i] = leaves.add(master, u)
+            updates[i] = step_to(narrowed(masters[i], p.dtype), p, master.dtype)
+        return treedef.unflatten(updates), MasterWeightsState(
+            treedef.unflatten(masters), inner_state
+        )
+
+    return GradientTransformation(init, update)
+
+
+def _either(masters: leaves.Leaves, ps: leaves.Leaves) -> leaves.Leaves:
+    return [p if master is None else master for master, p in zip(masters, ps, strict=True)]

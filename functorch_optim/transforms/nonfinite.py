@@ -1,0 +1,99 @@
+"""Steps whose gradients are not finite, left out."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from functorch_optim import leaves
+from functorch_optim.base import (
+    GradientTransformation,
+    Params,
+    Scalar,
+    State,
+    Updates,
+    member,
+    value_equal,
+)
+from functorch_optim.schedules.factory import check_length
+from functorch_optim.transforms.inner import update_if
+
+
+class SkipNonfiniteState(NamedTuple):
+    """The inner state, the calls skipped in a row and in total (int32), and the alarm."""
+
+    inner_state: State
+    consecutive: Scalar
+    total: Scalar
+    too_many: Scalar
+
+
+def all_finite(tree: Any) -> jax.Array:
+    """Whether every element of every floating-point leaf is finite: a boolean scalar.
+
+    Integers, `None` and float0 are passed over; of an empty tree it is true.
+    """
+    finite = jnp.ones((), bool)
+    for x in jax.tree.leaves(tree):  # of a sparse leaf, its data
+        if not leaves.has_no_update(x):
+            finite = finite & jnp.all(jnp.isfinite(jnp.asarray(x)))
+    return finite
+
+
+@value_equal
+def skip_nonfinite(tx: GradientTransformation, max_consecutive: int = 10) -> GradientTransformation:
+    """Skips a step as a whole when any element of any gradient is infinite or NaN.
+
+    The updates of a skipped step are zeros, and the inner state stays as it is.
+
+    `too_many` becomes true when `max_consecutive` calls in a row were skipped, and stays so: a
+    training loop can look at it now and then and stop. Skipping goes on. (optax's `apply_if_finite`
+    lets the NaNs through from there on, which ends the run by destroying the parameters.)
+
+    Args:
+      tx: the inner pair.
+      max_consecutive: skipped calls in a row that raise the alarm; a positive integer or an array.
+
+    Returns:
+      A pair whose state is `SkipNonfiniteState`.
+
+    Raises:
+      TypeError: tx is not a pair. ValueError: max_consecutive is not a positive integer.
+    """
+    inner = member(tx, "the transform of skip_nonfinite")
+    check_length("max_consecutive", max_consecutive)
+    inner_update = update_if(inner)
+
+    def init(params: Params) -> SkipNonfiniteState:
+        consecutive, total = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
+        return SkipNonfiniteState(inner.init(params), consecutive, total, jnp.zeros((), bool))
+
+    def update(
+        grads: Updates, state: SkipNonfiniteState, params: Params | None = None, **extra: Any
+    ) -> tuple[Updates, SkipNonfiniteState]:
+        finite = all_finite(grads)
+        updates, inner_state = inner_update(
+            finite, zeros_unless(finite, grads), state.inner_state, params, extra
+        )
+        consecutive = jnp.where(finite, 0, state.consecutive + 1)
+        return updates, SkipNonfiniteState(
+            inner_state,
+            consecutive,
+            state.total + (~finite).astype(jnp.int32),
+            state.too_many | (consecutive >= max_consecutive),
+        )
+
+    return GradientTransformation(init, update)
+
+
+def zeros_unless(finite: jax.Array, grads: Updates) -> Updates:
+    """The gradients, or zeros in place of those of a step that is skipped.
+
+    Under `vmap` both sides of a condition are computed, and the derivative of the one that is not
+    taken has to be finite too.
+    """
+    return jax.tree.map(
+        lambda g: g if leaves.has_no_update(g) else jnp.where(finite, g, jnp.zeros_like(g)), grads
+    )
