@@ -11,6 +11,7 @@ from functorch_optim.algorithms.adopt import AdoptState, adopt
 from functorch_optim.algorithms.asgd import ASGDState, asgd
 from functorch_optim.algorithms.lamb import LambState, lamb
 from functorch_optim.algorithms.lars import LarsState, lars
+from functorch_optim.algorithms.lbfgs import LBFGSState, lbfgs
 from functorch_optim.algorithms.lion import LionState, lion
 from functorch_optim.algorithms.muon import MuonState, muon
 from functorch_optim.algorithms.nadam import NAdamState, nadam
@@ -115,6 +116,7 @@ __all__ = [
     "EmptyState",
     "GradientTransformation",
     "InjectState",
+    "LBFGSState",
     "LambState",
     "LarsState",
     "LionState",
@@ -179,6 +181,7 @@ __all__ = [
     "lamb",
     "lambda_lr",
     "lars",
+    "lbfgs",
     "linear_lr",
     "lion",
     "lookahead",

@@ -18,6 +18,7 @@ from functorch_optim.stateful.classes import (
     Rprop,
 )
 from functorch_optim.stateful.clip_grad import clip_grad_norm_, clip_grad_value_
+from functorch_optim.stateful.lbfgs import LBFGS
 from functorch_optim.stateful.model import named_parameters, parameters, values
 from functorch_optim.stateful.optimizer import Optimizer
 from functorch_optim.stateful.parameter import Parameter
@@ -26,6 +27,7 @@ from functorch_optim.stateful.torch_class import from_transformation
 
 __all__ = [
     "ASGD",
+    "LBFGS",
     "SGD",
     "Adadelta",
     "Adafactor",

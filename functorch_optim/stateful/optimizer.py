@@ -195,8 +195,7 @@ class Optimizer:
           ValueError: accumulate is not a positive integer; from `train_step`: no Parameter of the
             model is held by this optimizer, or the micro-batches are not stacked.
         """
-        if not isinstance(accumulate, int) or isinstance(accumulate, bool) or accumulate < 1:
-            raise ValueError(f"accumulate should be a positive integer, but is {accumulate!r}")
+        program.check_accumulate(accumulate)
         if clip_norm is not None:
             checks.number_or_array("clip_norm", clip_norm)
             checks.at_least_zero("clip_norm", clip_norm, "Invalid clip_norm value")

@@ -40,7 +40,7 @@ class Prepared(NamedTuple):
       commit: takes the new buffers. Calling it again does no harm.
     """
 
-    plan: Plan
+    plan: Any
     buffers: Any
     numbers: Any
     commit: Callable[[Any], None]
@@ -51,14 +51,19 @@ class _Counter:
 
 
 def trace_count() -> int:
-    """How many programs of this file were traced in this process so far."""
+    """How many programs of optimizers were traced in this process so far."""
     return _Counter.traced
+
+
+def count_trace() -> None:
+    """To be called by each of these programs: it runs when the program is traced."""
+    _Counter.traced += 1
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=(1, 2))
 def compiled_update(plan: Plan, data: Grouped, buffers: Any, grads: Grouped, numbers: Any) -> Any:
     """The update alone: `(data, buffers)`."""
-    _Counter.traced += 1
+    count_trace()
     return plan.update(data, buffers, grads, numbers)
 
 
@@ -78,11 +83,11 @@ def compiled_train_step(
         numbers: Any,
         args: Any,
     ) -> Any:
-        _Counter.traced += 1
+        count_trace()
         # places: the (group, position) of each trained leaf, in the model's order
         trained = tuple(data[group][position] for group, position in places)
-        compute = functools.partial(value_and_grads, loss_fn, has_aux, skeleton, trained, constant)
-        result, flat = compute(args) if accumulate == 1 else _mean(compute, trained, args, has_aux)
+        compute = evaluation(loss_fn, has_aux, accumulate, skeleton, constant, args)
+        result, flat = compute(trained)
         if clip_norm is not None:
             flat, _ = clip_by_global_norm(clip_norm).update(flat, EmptyState())
         by_place = dict(zip(places, flat, strict=True))
@@ -90,6 +95,23 @@ def compiled_train_step(
         return result, *plan.update(data, buffers, grads, numbers)
 
     return train_step
+
+
+def evaluation(
+    loss_fn: Callable[..., Any],
+    has_aux: bool,
+    accumulate: int,
+    skeleton: Skeleton,
+    constant: Sequence[Any],
+    args: Any,
+) -> Callable[[Sequence[jax.Array]], tuple[Any, Sequence[jax.Array]]]:
+    """A function of the trained arrays: loss_fn's result, and gradients; means if accumulated."""
+
+    def compute(trained: Sequence[jax.Array]) -> tuple[Any, Sequence[jax.Array]]:
+        once = functools.partial(value_and_grads, loss_fn, has_aux, skeleton, trained, constant)
+        return once(args) if accumulate == 1 else _mean(once, trained, args, has_aux)
+
+    return compute
 
 
 def _mean(compute: Callable[..., Any], trained: Sequence[jax.Array], args: Any, has_aux: bool):  # type: ignore[no-untyped-def]  # as value_and_grads
@@ -106,6 +128,12 @@ def _mean(compute: Callable[..., Any], trained: Sequence[jax.Array], args: Any, 
         losses, aux = results
         return (jnp.mean(losses, axis=0), aux), grads
     return jnp.mean(results, axis=0), grads
+
+
+def check_accumulate(accumulate: Any) -> None:
+    """Raises ValueError unless it is a positive integer."""
+    if not isinstance(accumulate, int) or isinstance(accumulate, bool) or accumulate < 1:
+        raise ValueError(f"accumulate should be a positive integer, but is {accumulate!r}")
 
 
 def check_micro_batches(args: Any, count: int) -> None:

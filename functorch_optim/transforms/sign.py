@@ -20,7 +20,8 @@ def sign() -> GradientTransformation:
     """Replaces each element of the updates by its sign: -1, 0 or 1.
 
     Of a complex element, each part is replaced by its sign: the library treats complex numbers as
-    pairs of reals, as torch's algorithms do. (`optax.scale_by_sign` keeps the direction, z / abs(z).)
+    pairs of reals, as torch's algorithms do. (`optax.scale_by_sign` keeps the direction,
+    z / abs(z).)
     """
 
     def signs(u: Any) -> jax.Array:
