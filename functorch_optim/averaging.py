@@ -186,6 +186,7 @@ def ema_average(decay: Hyperparameter = 0.999, debias: bool = False) -> WeightAv
         return AverageState(jnp.zeros((), jnp.int32), zeros, log_remaining)
 
     def update(params: Params, state: AverageState) -> tuple[Params, AverageState]:
+        checks.state("update(params, state) of an average", AverageState, state)
         n = jnp.asarray(state.n_averaged)
         weight, log_remaining = leaf.weight(state)
 
@@ -253,6 +254,7 @@ def joint_average(multi_avg_fn: JointAverageFunction) -> WeightAverage:
         return AverageState(jnp.zeros((), jnp.int32), jax.tree.map(_fresh, params))
 
     def update(params: Params, state: AverageState) -> tuple[Params, AverageState]:
+        checks.state("update(params, state) of an average", AverageState, state)
         n = jnp.asarray(state.n_averaged)
 
         def step(before: list[Any], now: list[Any]) -> list[Any]:

@@ -67,6 +67,8 @@ def member(tx: Any, place: str) -> GradientTransformation:
     """
     if not (hasattr(tx, "init") and hasattr(tx, "update")):
         hint = ". Call the factory first" if callable(tx) else ""
+        if isinstance(tx, list | tuple) and all(hasattr(x, "update") for x in tx):
+            raise TypeError(f"{place} is a {type(tx).__name__} of pairs: give them one by one")
         raise TypeError(f"{place} should be an (init, update) pair, but is {tx!r}{hint}")
     return GradientTransformation(tx.init, _accepting_extra(tx.update))
 
@@ -95,7 +97,9 @@ def value_equal(build: Callable[P, T]) -> Callable[P, T]:
     signature = inspect.signature(build)
 
     @functools.lru_cache(maxsize=1024)
-    def cached(args: tuple[Hashable, ...], kwargs: tuple[tuple[str, Hashable], ...]) -> T:
+    def cached(
+        args: tuple[Hashable, ...], kwargs: tuple[tuple[str, Hashable], ...], kinds: Hashable
+    ) -> T:
         return build(*args, **dict(kwargs))  # type: ignore[arg-type]  # what bind() gave back
 
     @functools.wraps(build)
@@ -109,9 +113,14 @@ def value_equal(build: Callable[P, T]) -> Callable[P, T]:
             return _marked(build(*args, **kwargs))
         if _holds_arrays(key):
             return _marked(build(*args, **kwargs))
-        return cached(*key)
+        return cached(*key, _kinds(key))
 
     return wrapper
+
+
+def _kinds(x: Any) -> Any:
+    """The types in a tuple: True is no 1 to a function that checks its arguments."""
+    return tuple(map(_kinds, x)) if isinstance(x, tuple) else type(x)
 
 
 def _holds_arrays(x: Any) -> bool:

@@ -148,9 +148,11 @@ def _probing(
     ]
 
     def probe(batch: Any) -> list[Any]:
-        try:
-            outcome = jax.vmap(lambda values: apply(values, batch))(values)
-        except jax.errors.JAXTypeError:  # it looks at values: one at a time, then
+        try:  # copies, since a compiled apply_fn may take the memory of its argument
+            outcome = jax.vmap(lambda values: apply(values, batch))([jnp.copy(x) for x in values])
+        except Exception:
+            # It looks at values, or changes a model in place: one at a time, then. What is wrong
+            # with it otherwise is raised here again.
             each = [apply([x[k] for x in values], batch) for k in range(3)]
             outcome = [None if xs[0] is None else jnp.stack(xs) for xs in zip(*each, strict=True)]
         arrays = jax.device_get([outcome[i] for i in running])

@@ -46,6 +46,15 @@ def given(pair: str, argument: str, value: Any, reason: str) -> None:
         )
 
 
+def state(pair: str, kind: Any, given: Any) -> None:
+    """Raises TypeError if update was called with something else than a pair's own state."""
+    if not all(hasattr(given, field) for field in kind._fields):
+        raise TypeError(
+            f"{pair}: state should be the {kind.__name__} that init returned, but is a "
+            f"{type(given).__name__}"
+        )
+
+
 def learning_rate(lr: Any) -> None:
     """torch's checks of lr: one element, not below 0, not NaN."""
     one_element("lr", lr)

@@ -37,9 +37,10 @@ def chain(*transforms: GradientTransformation) -> GradientTransformation:
     def update(
         grads: Updates, state: State, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, State]:
-        if len(state) != len(members):
+        if hasattr(state, "_fields") or len(state) != len(members):
+            what = type(state).__name__ if hasattr(state, "_fields") else len(state)
             raise ValueError(
-                f"this chain has {len(members)} members, but the state given has {len(state)}"
+                f"this chain has {len(members)} members, but the state given has {what}"
             )
         new_state = []
         for tx, member_state in zip(members, state, strict=True):
@@ -92,9 +93,10 @@ def named_chain(*transforms: tuple[str, GradientTransformation]) -> NamedChain:
     def update(
         grads: Updates, state: State, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, State]:
-        if set(state) != set(names):
+        if not isinstance(state, Mapping) or set(state) != set(names):
+            found = sorted(state) if isinstance(state, Mapping) else type(state).__name__
             raise ValueError(
-                f"this chain has members called {names}, but the state given has {sorted(state)}"
+                f"this chain has members called {names}, but the state given has {found}"
             )
         states = tuple(state[name] for name in names)
         grads, states = inner.update(grads, states, params, **extra)

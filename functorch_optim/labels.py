@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn, TypeAlias
 
 import jax
@@ -20,7 +20,8 @@ def by_path(rules: Sequence[tuple[str, Any]], default: Any = None) -> Callable[[
     """Labels (or a mask) from the names of leaves: what `partition`, `masked`, `freeze` take.
 
     `by_path([(r"bias$|norm", "no decay")], default="decay")`. The names are paths whose keys are
-    joined by dots: `"base.dense.kernel"`, `"layers.0.bias"`.
+    joined by dots: `"base.dense.kernel"`, `"layers.0.bias"` (of a variable of flax's nnx, without
+    its `value`).
 
     Args:
       rules: `(pattern, label)`. A leaf has the label of the first pattern (a regular expression)
@@ -31,13 +32,16 @@ def by_path(rules: Sequence[tuple[str, Any]], default: Any = None) -> Callable[[
       A function from a tree to the tree of its labels.
 
     Raises:
-      ValueError: when it is called, a pattern that matches no leaf; it is named.
+      TypeError: rules are not pairs. ValueError: when the function is called, a pattern that
+        matches no leaf; it is named.
     """
+    if isinstance(rules, str | Mapping):
+        raise TypeError(f"by_path: rules should be (pattern, label) pairs, but are {rules!r}")
     compiled = [(re.compile(pattern), label) for pattern, label in rules]
 
     def labels(params: Params) -> Any:
         paths, _ = jax.tree_util.tree_flatten_with_path(params, is_leaf=leaves.is_leaf)
-        names = [leaves.dotted(path) for path, _ in paths]
+        names = [leaves.dotted(path[:-1] if _is_value(path) else path) for path, _ in paths]
         for pattern, _ in compiled:
             if not any(map(pattern.search, names)):
                 raise ValueError(
@@ -51,6 +55,12 @@ def by_path(rules: Sequence[tuple[str, Any]], default: Any = None) -> Callable[[
         return leaves.flatten(params)[1].unflatten(found)
 
     return labels
+
+
+def _is_value(path: Sequence[Any]) -> bool:
+    """Whether a path ends in the value of a variable, which is an attribute and no entry."""
+    last = path[-1] if len(path) > 1 else None
+    return isinstance(last, jax.tree_util.GetAttrKey) and last.name == "value"
 
 
 def said_of(per_leaf: PerLeaf, tree: Any, name: str) -> tuple[leaves.Leaves, leaves.Leaves, Any]:
@@ -67,7 +77,9 @@ def said_of(per_leaf: PerLeaf, tree: Any, name: str) -> tuple[leaves.Leaves, lea
     Raises:
       TypeError: the labels have another structure.
     """
-    labels = per_leaf(tree) if callable(per_leaf) else per_leaf
+    # A tree may be callable too (a module): a function is what is no tree.
+    is_function = callable(per_leaf) and jax.tree_util.all_leaves([per_leaf])
+    labels = per_leaf(tree) if is_function else per_leaf
     below, treedef = leaves.flatten(tree)
     tops, top_treedef = leaves.flatten(labels)
     try:
@@ -113,9 +125,15 @@ def chosen(mask: PerLeaf, tree: Any) -> tuple[list[bool], leaves.Leaves, Any]:
     """
     said, below, treedef = said_of(mask, tree, "mask")
     for index, (kept, leaf) in enumerate(zip(said, below, strict=True)):
-        if not (isinstance(kept, bool | np.bool_) or (kept is None and leaf is None)):
+        if not (_is_bool(kept) or (kept is None and leaf is None)):
             raise TypeError(
                 f"the mask should hold True and False, but has {kept!r} for "
                 f"{leaves.path_of(treedef, index)}"
             )
     return [bool(kept) for kept in said], below, treedef
+
+
+def _is_bool(x: Any) -> bool:
+    return isinstance(x, bool) or (
+        isinstance(x, np.ndarray | np.generic | jax.Array) and x.dtype == bool and x.ndim == 0
+    )

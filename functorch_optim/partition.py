@@ -34,14 +34,20 @@ def partition(
         for instance.
 
     Returns:
-      A pair whose state is a dict of the members' states, by label. Each member sees `None` for
-      the leaves of others. Extra arguments reach every member that takes them.
+      A pair whose state is a dict of the members' states, by label (as a string). Each member sees
+      `None` for the leaves of others. Extra arguments reach every member that takes them.
 
     Raises:
       TypeError: a member is not a pair; the labels' structure is not that of params.
       ValueError: a label that `transforms` lacks; it is named with its path.
     """
+    if not isinstance(transforms, Mapping):
+        raise TypeError(f"transforms should be pairs by label, a dict, but are {transforms!r}")
     members = {label: member(tx, f"transforms[{label!r}]") for label, tx in transforms.items()}
+    # The state's keys are strings, since jax sorts keys and cannot sort None and strings.
+    keys = {label: str(label) for label in members}
+    if len(set(keys.values())) < len(keys):
+        raise ValueError(f"partition: two labels have the same name: {[*keys]}")
 
     def labelled(tree: Any) -> tuple[list[Any], leaves.Leaves, Any]:
         said, below, treedef = said_of(labels, tree, "labels")
@@ -56,13 +62,18 @@ def partition(
     def init(params: Params) -> State:
         said, ps, treedef = labelled(params)
         return {
-            label: tx.init(_only(ps, treedef, [other == label for other in said]))
+            keys[label]: tx.init(_only(ps, treedef, [other == label for other in said]))
             for label, tx in members.items()
         }
 
     def update(
         grads: Updates, state: State, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, State]:
+        if not isinstance(state, Mapping) or set(state) != set(keys.values()):
+            raise ValueError(
+                f"partition: state should be a dict with the keys {[*keys.values()]}, but is "
+                f"{type(state).__name__} {[*state] if isinstance(state, Mapping) else ''}"
+            )
         said, references, treedef = labelled(grads if params is None else params)
         gs = leaves.flatten_like(grads, treedef, "grads")
         updates: list[Any] = [None] * len(gs)
@@ -70,7 +81,8 @@ def partition(
         for label, tx in members.items():
             mine = [other == label for other in said]
             seen = None if params is None else _only(references, treedef, mine)
-            new, states[label] = tx.update(_only(gs, treedef, mine), state[label], seen, **extra)
+            key = keys[label]
+            new, states[key] = tx.update(_only(gs, treedef, mine), state[key], seen, **extra)
             for index, update in enumerate(leaves.flatten_like(new, treedef, "updates")):
                 if mine[index]:
                     updates[index] = update
@@ -114,7 +126,7 @@ def masked(
         seen = None if params is None else _only(references, treedef, on)
         new, state = inner.update(_only(gs, treedef, on), state, seen, **extra)
         updates = [
-            update if kept else (g if pass_through else leaves.zeros_like(g))
+            update if kept else (passed(g) if pass_through else leaves.zeros_like(g))
             for update, g, kept in zip(
                 leaves.flatten_like(new, treedef, "updates"), gs, on, strict=True
             )
@@ -139,13 +151,15 @@ def freeze(mask: PerLeaf = True) -> GradientTransformation:
     def frozen(updates: Updates, params: Params | None) -> Updates:
         on, _, treedef = chosen(mask, updates if params is None else params)
         us = leaves.flatten_like(updates, treedef, "updates")
-        new = [
-            leaves.zeros_like(u) if kept or leaves.has_no_update(u) else u
-            for u, kept in zip(us, on, strict=True)
-        ]
+        new = [leaves.zeros_like(u) if kept else passed(u) for u, kept in zip(us, on, strict=True)]
         return treedef.unflatten(new)
 
     return stateless(frozen)
+
+
+def passed(g: Any) -> Any:
+    """A gradient as an update: `None` where there is no update."""
+    return None if leaves.has_no_update(g) else g
 
 
 def _only(values: leaves.Leaves, treedef: Any, on: Sequence[bool]) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from typing import Any
 
 import jax
@@ -301,3 +302,8 @@ def test_state_and_updates_are_sharded_like_their_parameters(
     shared = [x.sharding for x in jax.tree.leaves(results) if x.shape == (8, 4)]
     assert updates["w"].sharding.is_equivalent_to(sharding, 2)
     assert all(other.is_equivalent_to(sharding, 2) for other in shared)
+
+
+@over_table
+def test_the_signature_says_that_it_returns_a_pair(row: Algorithm) -> None:
+    assert inspect.signature(row.factory).return_annotation == "GradientTransformation"

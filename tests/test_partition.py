@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, ClassVar
 
 import hypothesis
@@ -295,3 +296,108 @@ def test_any_tree_with_any_labels(case: Any) -> None:
         wanted(tree, labels),
         is_leaf=lambda x: x is None,
     )
+
+
+class TestWhatUsersDo:
+    """Cases that a trial of the library brought up."""
+
+    def test_a_mask_that_can_be_called_is_a_tree_all_the_same(self) -> None:
+        @jax.tree_util.register_dataclass
+        @dataclasses.dataclass
+        class Layer:
+            kernel: Any
+            bias: Any
+
+            def __call__(self, x: Any) -> Any:
+                return x @ self.kernel
+
+        params = Layer(jnp.ones((2, 2)), jnp.ones(2))
+        mask = jax.tree.map(lambda p: p.ndim > 1, params)
+        for tx in (
+            fo.masked(fo.sgd(1.0), mask),
+            fo.partition({True: fo.sgd(1.0), False: fo.freeze()}, mask),
+            fo.chain(fo.sgd(1.0), fo.freeze(Layer(False, True))),
+        ):
+            updates, _ = tx.update(params, tx.init(params), params)
+            assert (np.all(updates.kernel == -1), np.any(updates.bias)) == (True, False)
+
+    def test_masks_of_arrays(self) -> None:
+        g = {"a": jnp.ones(2), "b": jnp.ones(2)}
+        tx = fo.masked(fo.sgd(1.0), {"a": np.array(True), "b": jnp.array(False)})
+        updates, _ = tx.update(g, tx.init(g))
+        assert (np.all(updates["a"] == -1), np.any(updates["b"])) == (True, False)
+
+    def test_labels_of_several_kinds_work_in_jit(self) -> None:
+        """jax sorts the keys of a dict, and cannot sort None and strings."""
+        g = {"bias": jnp.ones(2), "kernel": jnp.ones(2)}
+        tx = fo.partition({"b": fo.sgd(1.0), None: fo.freeze()}, fo.by_path([("bias", "b")]))
+        updates, state = jax.jit(tx.update)(g, tx.init(g))
+        assert (np.all(updates["bias"] == -1), np.any(updates["kernel"])) == (True, False)
+        assert sorted(state) == ["None", "b"]
+        with pytest.raises(ValueError, match="two labels have the same name"):
+            fo.partition({"1": fo.sgd(1.0), 1: fo.sgd(1.0)}, 1)
+
+    def test_a_variable_has_the_name_of_its_module_and_not_of_its_value(self) -> None:
+        @jax.tree_util.register_dataclass
+        @dataclasses.dataclass
+        class Variable:
+            value: Any
+
+        params = {"bias": Variable(jnp.ones(2)), "value": jnp.ones(2)}
+        labels = fo.by_path([("bias$", "b"), ("^value$", "v")])(params)
+        assert labels == {"bias": Variable("b"), "value": "v"}
+
+    def test_the_errors_say_what_is_wrong(self) -> None:
+        g = {"a": jnp.ones(2)}
+        with pytest.raises(TypeError, match="transforms should be pairs by label, a dict"):
+            fo.partition([fo.sgd(1.0)], "a")  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match=r"rules should be \(pattern, label\) pairs"):
+            fo.by_path("bias")  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match=r"state should be a dict with the keys \['a'\]"):
+            fo.partition({"a": fo.sgd(1.0)}, "a").update(g, (), g)
+        with pytest.raises(TypeError, match="argument 0 of chain is a list of pairs"):
+            fo.chain([fo.sgd(1.0)])  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="1 members, but the state given has AdamState"):
+            fo.chain(fo.adam()).update(g, fo.adam().init(g), g)
+        with pytest.raises(TypeError, match="last member of a chain"):
+            fo.lookahead(fo.adam())  # type: ignore[arg-type]
+        with pytest.raises(
+            TypeError, match=r"adam: state should be the AdamState .* is a SGDState"
+        ):
+            fo.adam().update(g, fo.sgd(1.0).init(g), g)
+        for tx in (fo.accumulate(fo.sgd(1.0), 2), fo.lookahead(), fo.skip_nonfinite(fo.sgd(1.0))):
+            with pytest.raises(TypeError, match=r"state should be the .*State that init returned"):
+                tx.update(g, fo.adam().init(g), g)
+        average = fo.swa_average()
+        with pytest.raises(TypeError, match=r"update\(params, state\) .* AverageState"):
+            average.update(average.init(g), g)
+
+
+def test_inject_hyperparams_leaves_what_is_no_number() -> None:
+    g = {"a": jnp.ones((2, 2)), "b": jnp.ones(2)}
+    matrices = lambda params: jax.tree.map(lambda p: p.ndim > 1, params)  # noqa: E731
+    for tx, names in (
+        (fo.inject_hyperparams(fo.adaptive_grad_clip)(), {"clipping", "eps"}),
+        (fo.inject_hyperparams(fo.add_noise)(0.1, 0.5, 0), {"eta", "gamma"}),
+        (fo.inject_hyperparams(fo.add_decayed_weights)(0.1, matrices), {"weight_decay"}),
+        (fo.inject_hyperparams(fo.lookahead)(), {"slow_step_size"}),
+        (fo.inject_hyperparams(fo.centralize)(), set()),
+    ):
+        state = tx.init(g)
+        assert set(state.hyperparams) == names
+        jax.jit(tx.update)(g, state, g)
+
+
+def test_a_wrapped_state_keeps_its_dtypes_around_optax() -> None:
+    """Its buffers take the dtype of the gradients: another program at the second step."""
+    params, g = {"a": jnp.ones(2, jnp.bfloat16)}, {"a": jnp.ones(2, jnp.float32)}
+    inner = optax.trace(0.9)
+    for tx in (
+        fo.schedule_free(inner, 0.1),
+        fo.inject_hyperparams(lambda decay: optax.trace(decay))(0.9),
+        fo.accumulate(inner, 2),
+    ):
+        state = tx.init(params)
+        with jax.numpy_dtype_promotion("standard"):
+            after = jax.eval_shape(tx.update, g, state, params)[1]
+        assert jax.tree.map(lambda x: x.dtype, after) == jax.tree.map(lambda x: x.dtype, state)

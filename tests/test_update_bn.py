@@ -417,3 +417,10 @@ def test_a_function_that_cannot_be_traced() -> None:
 
     stats = update_bn(data, apply_fn, {name: x for name, x in start().items() if name != "count"})
     check(stats["mean"], stats["var"], data, 1e-5)
+
+
+def test_a_function_that_gives_away_its_argument() -> None:
+    data = batches()
+    stats = {name: x for name, x in start().items() if name != "count"}
+    found = update_bn(data, jax.jit(norm(0.9), donate_argnums=0), stats)
+    check(found["mean"], found["var"], data, 1e-5)

@@ -409,6 +409,7 @@ def lbfgs(
         value_and_grad_fn: Callable[[Params], tuple[Any, Updates]] | None = None,
         **extra: Any,
     ) -> tuple[Updates, LBFGSState]:
+        checks.state("lbfgs", LBFGSState, state)
         checks.given("lbfgs", "params", params, "steps start there")
         checks.given("lbfgs", "value_and_grad_fn", value_and_grad_fn, "it evaluates other points")
         assert value_and_grad_fn is not None  # known to the type checker, too

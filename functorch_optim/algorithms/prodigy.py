@@ -159,6 +159,7 @@ def prodigy(
     def update(
         grads: Updates, state: ProdigyState, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, ProdigyState]:
+        checks.state("prodigy", ProdigyState, state)
         checks.given(
             "prodigy", "params", params, "the step size depends on how far the parameters have come"
         )

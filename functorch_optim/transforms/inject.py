@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from functorch_optim import checks
 from functorch_optim.base import (
     GradientTransformation,
     Params,
@@ -24,6 +26,7 @@ from functorch_optim.base import (
     value_equal,
 )
 from functorch_optim.scalars import float_dtype, is_number
+from functorch_optim.transforms.inner import with_dtypes_of
 
 
 class InjectState(NamedTuple):
@@ -50,7 +53,7 @@ def inject_hyperparams(
 
     `inject_hyperparams(adam)(lr=1e-3)` has the state `InjectState`, and
     `state.hyperparams["lr"]` is the value that the NEXT update uses. They are inputs of the
-    compiled program: overwriting one does not compile again.
+    compiled program: overwriting one with an array of its dtype does not compile again.
 
     - A plain one, once overwritten, holds until it is overwritten again.
     - A scheduled one (a function of the number of updates was given) is set by its schedule after
@@ -61,12 +64,12 @@ def inject_hyperparams(
     `set_hyperparams(state, lr=1e-4)` does both, wherever the state is. (optax's function of this
     name ignores what is written to a scheduled one, and shows the value that the last update used.)
 
-    What stays a constant of the program: flags, strings, `None`, dtypes, pairs, `static_args`, and
-    what selects code in an algorithm of this library (`ns_steps` of muon; a `momentum` or
-    `dampening` of 0). Every other number is an input, `weight_decay=0` too, so that it can be
-    switched on later: update then needs params. A tuple is taken apart. A function is a schedule
-    unless it is among the `static_args`. An integer that selects code in a factory of your own or
-    of optax belongs there too.
+    What stays a constant of the program: flags, strings, `None`, dtypes, pairs, a `mask`,
+    `static_args`, and what selects code in a factory of this library (`ns_steps` of muon,
+    `sync_period` of lookahead; a `momentum` or `dampening` of 0). Every other number is an input,
+    `weight_decay=0` too, so that it can be switched on later: update then needs params. A tuple is
+    taken apart. A function is a schedule unless it is among the `static_args`. An integer that
+    selects code in a factory of your own or of optax belongs there too.
 
     Args:
       factory: a function that returns a pair: of this library, of optax, or your own. It is called
@@ -132,10 +135,12 @@ def _injected(
     def update(
         grads: Updates, state: InjectState, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, InjectState]:
+        checks.state("inject_hyperparams", InjectState, state)
         values = jax.tree.map(lambda x: jnp.asarray(x, float_dtype()), dict(state.hyperparams))
         updates, inner_state = pair(_as_numbers(values)).update(
             grads, state.inner_state, params, **extra
         )
+        inner_state = with_dtypes_of(state.inner_state, inner_state)
         step = state.step + 1
         scheduled = {name: jnp.asarray(on, bool) for name, on in state.scheduled.items()}
         for name, value in schedules.items():
@@ -224,17 +229,21 @@ def _like(old: Any, value: Any, name: str) -> Any:
 
 def _selects_code(factory: Any, bound: inspect.BoundArguments) -> set[str]:
     """The names of flags, and of numbers that select code in an algorithm of this library."""
-    names = {name for name, p in bound.signature.parameters.items() if isinstance(p.default, bool)}
-    rule = getattr(factory, "rule", None)
-    if rule is None:
+    parameters = bound.signature.parameters
+    names = {name for name, p in parameters.items() if isinstance(p.default, bool)}
+    names |= {"mask"} & set(parameters)  # a function there is no schedule
+    if not str(getattr(factory, "__module__", "")).startswith("functorch_optim."):
         return names
+    # Here an argument that is a number says so.
+    numeric = re.compile("Number|Hyperparameter")
+    names |= {n for n, p in parameters.items() if not numeric.search(str(p.annotation))}
     # Momentum of 0 means no buffer, and nesterov wants no dampening.
     absent = {
         name
         for name in ("momentum", "dampening")
         if is_number(bound.arguments.get(name)) and bound.arguments[name] == 0
     }
-    return names | set(rule.static) | absent
+    return names | absent
 
 
 def _by_name(bound: inspect.BoundArguments) -> dict[str, Any]:

@@ -54,6 +54,8 @@ def lookahead(sync_period: int = 6, slow_step_size: Number = 0.5) -> GradientTra
       ValueError: sync_period is not a positive integer, or slow_step_size is below 0 or NaN; from
         update, no `params`. TypeError: slow_step_size is not a number or an array.
     """
+    if hasattr(sync_period, "update"):
+        raise TypeError("lookahead is the last member of a chain: chain(tx, lookahead())")
     check_length("sync_period", sync_period)
     checks.number_or_array("slow_step_size", slow_step_size)
     checks.at_least_zero("slow_step_size", slow_step_size, "Invalid slow_step_size value")
@@ -71,6 +73,7 @@ def lookahead(sync_period: int = 6, slow_step_size: Number = 0.5) -> GradientTra
     def update(
         updates: Updates, state: LookaheadState, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, LookaheadState]:
+        checks.state("lookahead", LookaheadState, state)
         checks.given("lookahead", "params", params, "the slow weights follow it")
         step = jnp.asarray(state.step) + 1
         us, treedef = leaves.flatten(updates)

@@ -26,8 +26,8 @@ from functorch_optim.base import (
     value_equal,
 )
 from functorch_optim.scalars import as_float, is_number
-from functorch_optim.transforms.inner import update_if
-from functorch_optim.transforms.nonfinite import all_finite, zeros_unless
+from functorch_optim.transforms.inner import update_if, zeros_unless
+from functorch_optim.transforms.nonfinite import all_finite
 
 
 class LossScaleState(NamedTuple):
@@ -89,6 +89,7 @@ def dynamic_loss_scale(
     def update(
         grads: Updates, state: LossScaleState, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, LossScaleState]:
+        checks.state("dynamic_loss_scale", LossScaleState, state)
         finite = all_finite(grads)
         unscaled = leaves.map_updates(
             lambda g: _unscaled(g, state.scale), zeros_unless(finite, grads)

@@ -74,6 +74,7 @@ def master_weights(tx: GradientTransformation, dtype: Any = jnp.float32) -> Grad
     def update(
         grads: Updates, state: MasterWeightsState, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, MasterWeightsState]:
+        checks.state("master_weights", MasterWeightsState, state)
         checks.given(
             "master_weights", "params", params, "the update leads from it to the rounded copy"
         )

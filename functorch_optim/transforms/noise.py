@@ -61,6 +61,7 @@ def add_noise(eta: Number, gamma: Number, key: int | jax.Array) -> GradientTrans
     def update(
         updates: Updates, state: AddNoiseState, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, AddNoiseState]:
+        checks.state("add_noise", AddNoiseState, state)
         step = jnp.asarray(state.step)
         variance = jnp.asarray(eta, float_dtype()) / power(as_float(step + 1), gamma)
         deviation = sqrt(variance)

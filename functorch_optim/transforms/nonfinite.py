@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from functorch_optim import leaves
+from functorch_optim import checks, leaves
 from functorch_optim.base import (
     GradientTransformation,
     Params,
@@ -35,11 +35,10 @@ def all_finite(tree: Any) -> jax.Array:
 
     Integers, `None` and float0 are passed over; of an empty tree it is true.
     """
-    finite = jnp.ones((), bool)
-    for x in jax.tree.leaves(tree):  # of a sparse leaf, its data
-        if not leaves.has_no_update(x):
-            finite = finite & jnp.all(jnp.isfinite(jnp.asarray(x)))
-    return finite
+    arrays = [x for x in jax.tree.leaves(tree) if not leaves.has_no_update(x)]  # sparse: the data
+    if not arrays:
+        return jnp.ones((), bool)
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(jnp.asarray(x))) for x in arrays]))
 
 
 @value_equal
@@ -64,7 +63,7 @@ def skip_nonfinite(tx: GradientTransformation, max_consecutive: int = 10) -> Gra
     """
     inner = member(tx, "the transform of skip_nonfinite")
     check_length("max_consecutive", max_consecutive)
-    inner_update = update_if(inner)
+    inner_update = update_if(inner, guards=True)
 
     def init(params: Params) -> SkipNonfiniteState:
         consecutive, total = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
@@ -73,10 +72,9 @@ def skip_nonfinite(tx: GradientTransformation, max_consecutive: int = 10) -> Gra
     def update(
         grads: Updates, state: SkipNonfiniteState, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, SkipNonfiniteState]:
+        checks.state("skip_nonfinite", SkipNonfiniteState, state)
         finite = all_finite(grads)
-        updates, inner_state = inner_update(
-            finite, zeros_unless(finite, grads), state.inner_state, params, extra
-        )
+        updates, inner_state = inner_update(finite, grads, state.inner_state, params, extra)
         consecutive = jnp.where(finite, 0, state.consecutive + 1)
         return updates, SkipNonfiniteState(
             inner_state,
@@ -86,14 +84,3 @@ def skip_nonfinite(tx: GradientTransformation, max_consecutive: int = 10) -> Gra
         )
 
     return GradientTransformation(init, update)
-
-
-def zeros_unless(finite: jax.Array, grads: Updates) -> Updates:
-    """The gradients, or zeros in place of those of a step that is skipped.
-
-    Under `vmap` both sides of a condition are computed, and the derivative of the one that is not
-    taken has to be finite too.
-    """
-    return jax.tree.map(
-        lambda g: g if leaves.has_no_update(g) else jnp.where(finite, g, jnp.zeros_like(g)), grads
-    )

@@ -79,6 +79,7 @@ def scale_by_plateau(
         value: Any = None,
         **extra: Any,
     ) -> tuple[Updates, ScaleByPlateauState]:
+        checks.state("scale_by_plateau", ScaleByPlateauState, state)
         checks.given("scale_by_plateau", "value", value, "the scale depends on a metric")
         total = state.value_sum + jnp.asarray(value, float_dtype()).reshape(())
         full = state.value_count + 1 >= epoch_size

@@ -59,6 +59,7 @@ def scale_by_schedule(schedule: Schedule) -> GradientTransformation:
     def update(
         updates: Updates, state: ScaleByScheduleState, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, ScaleByScheduleState]:
+        checks.state("scale_by_schedule", ScaleByScheduleState, state)
         step = jnp.asarray(state.step)
         return leaves.scale(updates, schedule(step)), ScaleByScheduleState(step + 1)
 

@@ -35,6 +35,7 @@ from functorch_optim.base import (
 )
 from functorch_optim.per_leaf import hyperparameters_at
 from functorch_optim.scalars import as_float, float_dtype, is_number, power
+from functorch_optim.transforms.inner import with_dtypes_of
 
 
 class ScheduleFreeState(NamedTuple):
@@ -117,6 +118,7 @@ def schedule_free(
     def update(
         grads: Updates, state: ScheduleFreeState, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, ScheduleFreeState]:
+        checks.state("schedule_free", ScheduleFreeState, state)
         checks.given("schedule_free", "params", params, "they are drawn towards another sequence")
         step = jnp.asarray(state.step)
         rate = hyperparameters_at({"lr": lr}, step).lr
@@ -137,7 +139,7 @@ def schedule_free(
             max_lr.astype(state.max_lr.dtype),
             weight_sum.astype(state.weight_sum.dtype),
             leaves.apply_updates(state.z, steps),
-            inner_state,
+            with_dtypes_of(state.inner, inner_state),
         )
         return updates, new_state
 

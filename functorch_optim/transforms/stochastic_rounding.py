@@ -70,6 +70,7 @@ def stochastic_rounding(tx: GradientTransformation, key: int | jax.Array) -> Gra
     def update(
         grads: Updates, state: StochasticRoundingState, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, StochasticRoundingState]:
+        checks.state("stochastic_rounding", StochasticRoundingState, state)
         checks.given("stochastic_rounding", "params", params, "the sum with it is rounded")
         ps, treedef = leaves.flatten(params)
         gs = leaves.flatten_like(grads, treedef, "grads")
