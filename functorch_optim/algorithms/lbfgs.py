@@ -13,7 +13,7 @@ point, and leads to the next point. So the program has one place that evaluates 
 caller with a function that cannot be traced can drive the machine by hand (`begin`, `advance`).
 
 As in torch all parameters are one vector: complex numbers as pairs of reals, mixed dtypes in the
-widest (float16 and bfloat16 in float32). A departure: a function that is not finite ends the
+widest (float16 and bfloat16 in float32), in which they stay within an update. A departure: a function that is not finite ends the
 iteration at the last good point, where torch goes on with NaN.
 """
 
@@ -91,7 +91,7 @@ class Run(NamedTuple):
       x: the point where the iteration started, `(n,)`.
       t: the trial's step; 0 before the first iteration.
       g: the gradient at the best point of the search.
-      search: the line search, if there is one.
+      search: the line search; without one, its beginning.
       iterations: of this update.
       evaluations: of this update.
       started: whether the function at the first point is known.
@@ -112,6 +112,26 @@ class Run(NamedTuple):
     def trial(self) -> jax.Array:
         """Where the function is to be evaluated next."""
         return self.x + self.t * self.state.d
+
+
+class Next(NamedTuple):
+    """What the end of an iteration, or one more trial in it, leads to.
+
+    Attributes:
+      d: the direction.
+      t: the step along it, as the state keeps it.
+      search: waits for the function at its next trial.
+      prev_flat_grad: the gradient where the iteration started.
+      prev_loss: the function's value there.
+      stays: whether the function does not fall enough along the direction.
+    """
+
+    d: jax.Array
+    t: Scalar
+    search: strong_wolfe.Search
+    prev_flat_grad: jax.Array
+    prev_loss: Scalar
+    stays: Scalar
 
 
 def empty(size: int, dtype: Any, history_size: int) -> LBFGSState:
@@ -168,75 +188,75 @@ def advance(
     first = ~run.started
     slope = jnp.sum(g * state.d)
     bad = ~(jnp.isfinite(f) & jnp.isfinite(slope)) if stop_on_nan else jnp.zeros((), bool)
+    trial = f, slope
     if searches:
-        after, outcome = strong_wolfe.advance(run.search, f, slope)
-        search = _choose(bad, run.search, after)  # whose best point is the last good one
-        best_g = jnp.where(first | (outcome.trial_is_low & ~bad), g, run.g)
+        bad = bad & (first | (f != jnp.inf))  # a search comes back from what is too high
+        search, outcome = strong_wolfe.advance(run.search, *trial)
+        best = _choose(bad, run.search.low, search.low)  # the last good one
         ended = first | bad | outcome.ended
-        t, f = _choose(first, (run.t, f), (search.low.t, search.low.f))
-        g = jnp.where(outcome.start_is_low & ~bad & ~first, state.prev_flat_grad, best_g)
-        trial = search.t
+        t, f = _choose(first, (run.t, f), (best.t, best.f))
+        g = jnp.where(first | (outcome.trial_is_low & ~bad), g, run.g)
+        g = jnp.where(outcome.start_is_low & ~bad & ~first, state.prev_flat_grad, g)
     else:
-        search, best_g, ended = run.search, g, ~jnp.zeros((), bool)
-        t = trial = jnp.where(bad, 0, run.t)
+        ended = ~jnp.zeros((), bool)
+        t = jnp.where(bad, 0, run.t)
 
-    moved = jnp.abs(t) * _largest(state.d)
     enough = (
         (run.iterations == h.max_iter)
         | (evaluations >= h.max_eval)
-        | (moved <= h.tolerance_change)
+        | (jnp.abs(t) * run.search.size <= h.tolerance_change)
         | (jnp.abs(f - state.prev_loss) < h.tolerance_change)
     )
     nothing_to_do = (_largest(g) <= h.tolerance_grad) | (h.max_iter <= 0)
     over = ended & (bad | nothing_to_do | (enough & ~first))
+    now = ended & ~over
+    one = now.astype(jnp.int32)
+    state = state._replace(t=jnp.where(ended & ~first, t, state.t), n_iter=state.n_iter + one)
     run = run._replace(
-        state=state._replace(t=jnp.where(ended & ~first, t, state.t)),
+        state=_remembered(state, g, now),
         x=jnp.where(ended, run.x + t * state.d, run.x),
-        t=trial,
-        g=best_g,
-        search=search,
+        g=g,
+        iterations=run.iterations + one,
         evaluations=evaluations,
         started=~jnp.zeros((), bool),
-        stopped=over,
     )
-    return _iterate(run, ended & ~over, f, g, h, searches)
+
+    # Only what changes comes out of a branch: more would be copied.
+    def iterate(run: Run) -> Next:
+        return _next_iteration(run, f, h)
+
+    def go_on(run: Run) -> Next:
+        last, search = run.state, run.search
+        if searches:
+            search, _ = strong_wolfe.advance(search, *trial)
+        no = jnp.zeros((), bool)
+        return Next(last.d, last.t, search, last.prev_flat_grad, last.prev_loss, no)
+
+    found = jax.lax.cond(now, iterate, go_on, run)
+    state = run.state._replace(
+        d=found.d, t=found.t, prev_flat_grad=found.prev_flat_grad, prev_loss=found.prev_loss
+    )
+    x, stopped = run.x, over | found.stays
+    if not searches:  # the last move is not looked at
+        moves = now & ~found.stays & (run.iterations == h.max_iter)
+        x, stopped = jnp.where(moves, x + found.t * found.d, x), stopped | moves
+    return run._replace(state=state, x=x, t=found.search.t, search=found.search, stopped=stopped)
 
 
-def _iterate(
-    run: Run, now: jax.Array, f: jax.Array, g: jax.Array, h: Numbers, searches: bool
-) -> Run:
-    """Starts an iteration at x, where the function has this value and gradient, if it is `now`."""
-    last = run.state
-    one = now.astype(jnp.int32)
-    n_iter, iterations = last.n_iter + one, run.iterations + one
-    anew = now & (n_iter == 1)
-    state = _remembered(last, g, now, anew)._replace(n_iter=n_iter)
-    d = jax.lax.cond(now, _direction, lambda g, state: state.d, g, state)
-    length = jnp.where(anew, jnp.minimum(1, 1 / jnp.sum(jnp.abs(g))), 1)
-    t = jnp.where(now, length * h.lr, run.t).astype(d.dtype)
+def _next_iteration(run: Run, f: jax.Array, h: Numbers) -> Next:
+    """The start of an iteration at x, where the function has this value and the gradient run.g."""
+    g = run.g
+    d = _direction(g, run.state)
+    shorter = jnp.minimum(1, 1 / jnp.sum(jnp.abs(g)))
+    t = jnp.where(run.state.n_iter == 1, shorter, 1).astype(d.dtype) * h.lr
     slope = jnp.sum(g * d)
-    stays = now & (slope > -h.tolerance_change)
-
-    search, x, stopped = run.search, run.x, run.stopped | stays
-    if searches:
-        fresh = strong_wolfe.begin(t, f, slope, _largest(d), h.max_eval - run.evaluations)
-        search = _choose(now, fresh, search)
-    else:  # the last move is not looked at
-        moves = now & ~stays & (iterations == h.max_iter)
-        x, stopped = jnp.where(moves, x + t * d, x), stopped | moves
-    state = state._replace(
-        d=d,
-        t=jnp.where(now, t, last.t),
-        prev_flat_grad=jnp.where(now, g, last.prev_flat_grad),
-        prev_loss=jnp.where(now, f, last.prev_loss),
-    )
-    return run._replace(
-        state=state, x=x, t=t, search=search, iterations=iterations, stopped=stopped
-    )
+    search = strong_wolfe.begin(t, f, slope, _largest(d), h.max_eval - run.evaluations)
+    return Next(d, t, search, g, f, slope > -h.tolerance_change)
 
 
-def _remembered(state: LBFGSState, g: jax.Array, now: jax.Array, anew: jax.Array) -> LBFGSState:
-    """The state with the pair of the iteration that ended with this gradient."""
+def _remembered(state: LBFGSState, g: jax.Array, now: jax.Array) -> LBFGSState:
+    """The state with the pair of the iteration that ended with this gradient, if it did `now`."""
+    anew = now & (state.n_iter == 1)
     y, s = g - state.prev_flat_grad, state.d * state.t
     ys = jnp.sum(y * s)
     keep = now & ~anew & (ys > SMALLEST_CURVATURE)
@@ -245,7 +265,7 @@ def _remembered(state: LBFGSState, g: jax.Array, now: jax.Array, anew: jax.Array
 
     # One row is written in any case: a choice between whole rings would copy them.
     def row(ring: jax.Array, new: jax.Array) -> jax.Array:
-        return ring.at[slot].set(jnp.where(keep, new, ring[slot]))
+        return _put(ring, slot, jnp.where(keep, new, _at(ring, slot)))
 
     scale = ys / jnp.sum(y * y)
     return state._replace(
@@ -265,16 +285,25 @@ def _direction(g: jax.Array, state: LBFGSState) -> jax.Array:
     def backward(i: Any, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         q, al = carry
         j = (state.pairs - 1 - i) % size
-        a = jnp.sum(state.old_stps[j] * q) * state.ro[j]
-        return q - a * state.old_dirs[j], al.at[j].set(a)
+        a = jnp.sum(_at(state.old_stps, j) * q) * _at(state.ro, j)
+        return q - a * _at(state.old_dirs, j), _put(al, j, a)
 
     def forward(i: Any, r: jax.Array) -> jax.Array:
         j = (state.pairs - count + i) % size
-        b = jnp.sum(state.old_dirs[j] * r) * state.ro[j]
-        return r + (al[j] - b) * state.old_stps[j]
+        b = jnp.sum(_at(state.old_dirs, j) * r) * _at(state.ro, j)
+        return r + (_at(al, j) - b) * _at(state.old_stps, j)
 
     q, al = jax.lax.fori_loop(0, count, backward, (-g, jnp.zeros_like(state.ro)))
     return jax.lax.fori_loop(0, count, forward, q * state.H_diag)
+
+
+def _at(ring: jax.Array, slot: Any) -> jax.Array:
+    """A row, whose number is known to be one: no kernels that look whether it is."""
+    return ring.at[slot].get(mode="promise_in_bounds", wrap_negative_indices=False)
+
+
+def _put(ring: jax.Array, slot: Any, row: jax.Array) -> jax.Array:
+    return ring.at[slot].set(row, mode="promise_in_bounds", wrap_negative_indices=False)
 
 
 def _largest(x: jax.Array) -> jax.Array:
@@ -358,7 +387,8 @@ def lbfgs(
     twice. Of complex parameters, grads are the conjugates of `jax.grad`'s.
 
     An update cannot be differentiated in reverse (a `while_loop` cannot), and its vectors are not
-    sharded.
+    sharded. optax's chain drops `value_and_grad_fn` unless the pair is given to it as
+    `optax.GradientTransformationExtraArgs(*lbfgs())`; this library's chain hands it on.
 
     Args:
       lr: the step along a direction, the first trial of the line search. Every number but
@@ -371,7 +401,9 @@ def lbfgs(
       history_size: pairs that the state remembers: `2 * history_size` vectors.
       line_search_fn: `None` or "strong_wolfe".
       stop_on_nan: end the update at the last good point where the function or its gradient is not
-        finite. False goes on as torch does, to parameters that are NaN.
+        finite (a line search comes back from plus infinity by itself). False goes on as torch
+        does, to parameters that are NaN. The last move of an update without a line search is not
+        looked at, as in torch: where it leads is seen by the next update.
 
     Returns:
       A `GradientTransformation` whose state is `LBFGSState`. An update without a gradient above

@@ -144,7 +144,8 @@ def _cubic(p: Point, q: Point, least: jax.Array, most: jax.Array) -> jax.Array:
     d2 = jnp.sqrt(jnp.maximum(square, 0))
     (a, b) = _choose(p.t <= q.t, (p, q), (q, p))
     t = b.t - (b.t - a.t) * ((b.slope + d2 - d1) / (b.slope - a.slope + 2 * d2))
-    return jnp.where(square >= 0, jnp.clip(t, least, most), (least + most) / 2)
+    known = (square >= 0) & ~jnp.isnan(t)  # NaN: an end is infinitely high
+    return jnp.where(known, jnp.clip(t, least, most), (least + most) / 2)
 
 
 def _choose(condition: jax.Array, x: Any, y: Any) -> Any:
