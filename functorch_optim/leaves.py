@@ -6,6 +6,7 @@ Conventions, for every pair of the library:
   and a leaf that is not floating point is skipped: its update is `None`, its state is untouched.
 - Arithmetic is done in the leaf's own dtype; float16 and bfloat16 are computed in float32.
 - A complex leaf is computed as pairs of reals, `(..., 2)`, as torch does.
+- A sparse leaf (`sparse_leaf.py`) stays sparse, or is refused: it is never an array by accident.
 """
 
 from __future__ import annotations
@@ -17,13 +18,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from functorch_optim import sparse_leaf
+
 Leaves = list[Any]
 T = TypeVar("T")
-
-
-def is_sparse(x: Any) -> bool:
-    """Whether x is a sparse array of `jax.experimental.sparse` (told without importing it)."""
-    return hasattr(x, "todense") and hasattr(x, "indices")
+is_sparse = sparse_leaf.is_sparse
 
 
 def is_leaf(x: Any) -> bool:
@@ -124,28 +123,64 @@ def has_no_update(x: Any) -> bool:
     return not jnp.issubdtype(dtype, jnp.inexact)
 
 
-def map_updates(function: Callable[..., Any], updates: Any, **others: Any) -> Any:
+def map_updates(
+    function: Callable[..., Any],
+    updates: Any,
+    on_sparse: Callable[..., Any] | None = None,
+    **others: Any,
+) -> Any:
     """`function(update, *other leaves)` for every update that is not skipped; `None` elsewhere.
 
     Args:
       function: takes a leaf of `updates`, and one of each other tree.
       updates: a tree.
+      on_sparse: the same for a sparse leaf; without it there should be none.
       **others: trees of its structure and shapes, by name (`params=params`). Where a leaf of one
         of them is skipped, so is the update.
 
     Raises:
-      TypeError: the structures differ. ValueError: two shapes differ. Both name tree and path.
+      TypeError: the structures differ. ValueError: two shapes differ. RuntimeError: a sparse leaf
+        where there should be none. Each names tree and path.
     """
     leaves, treedef = flatten(updates)
     columns = [leaves]
+    for index, update in enumerate(leaves):
+        if on_sparse is None and is_sparse(update):
+            raise RuntimeError(
+                f"a transform does not support sparse gradients, but there is one at "
+                f"{path_of(treedef, index)}: make it dense by its method todense(), or keep the "
+                "transform away from it by `partition` or `masked`"
+            )
     for name, tree in others.items():
         column = flatten_like(tree, treedef, name, "updates")
         check_shapes(column, leaves, treedef, name, "updates")
         columns.append(column)
     rows = zip(*columns, strict=True)
     return treedef.unflatten(
-        [None if any(map(has_no_update, row)) else function(*row) for row in rows]
+        [
+            None
+            if any(map(has_no_update, row))
+            else (on_sparse if on_sparse is not None and is_sparse(row[0]) else function)(*row)
+            for row in rows
+        ]
     )
+
+
+def entrywise(function: Callable[[jax.Array], jax.Array]) -> Callable[[Any], Any]:
+    """An elementwise function that leaves 0 as it is, as a function of a sparse leaf."""
+
+    def of_sparse(x: Any) -> Any:
+        wide = sparse_leaf.coalesced(x, widest(x.dtype))
+        return sparse_leaf.on_coalesced(lambda data: function(data).astype(x.dtype), wide)
+
+    return of_sparse
+
+
+def elements(x: Any) -> jax.Array:
+    """A leaf as an array; of a sparse one the entries, summed in float32 at least."""
+    if is_sparse(x):
+        return sparse_leaf.coalesced(x, widest(x.dtype)).data
+    return jnp.asarray(x)
 
 
 def real_dtype(dtype: Any) -> np.dtype:
@@ -176,7 +211,14 @@ def from_real(x: jax.Array, dtype: Any) -> jax.Array:
 
 
 def times(x: Any, factor: Any) -> jax.Array:
-    """x times a real factor that broadcasts to it, computed in float32 at least."""
+    """x times a real factor that broadcasts to it, computed in float32 at least.
+
+    A sparse x takes a number or a 0-d array.
+    """
+    if is_sparse(x):
+        if jnp.ndim(factor):
+            raise ValueError(f"a sparse leaf times a factor of shape {jnp.shape(factor)}")
+        return sparse_leaf.on_data(lambda data: times(data, factor), x)
     x = jnp.asarray(x)
     dtype = real_dtype(x.dtype)
     factor = jnp.asarray(factor, dtype)
@@ -187,17 +229,31 @@ def times(x: Any, factor: Any) -> jax.Array:
 
 def scale(updates: Any, factor: Any) -> Any:
     """Every update times a number or a 0-d array."""
-    return map_updates(lambda update: times(update, factor), updates)
+
+    def scaled(update: Any) -> Any:
+        return times(update, factor)
+
+    return map_updates(scaled, updates, scaled)
 
 
 def zeros_like(x: Any) -> Any:
     """The update that changes nothing: zeros; `None` where there is no update."""
+    if is_sparse(x):
+        return sparse_leaf.unused(x)
     return None if has_no_update(x) else jnp.zeros_like(x)
 
 
 def add(p: Any, update: Any) -> jax.Array:
-    """`p + update` in p's dtype, computed in the wider of the two and rounded once."""
-    p = jnp.asarray(p)
+    """`p + update` in p's dtype, computed in the wider of the two and rounded once.
+
+    A sparse update touches its places only: in place, if p is donated and nothing else reads it.
+    """
+    p = p.todense() if is_sparse(p) else jnp.asarray(p)
+    if is_sparse(update):
+        if p.dtype == update.dtype == widest(p.dtype):
+            return sparse_leaf.plus(p, update)
+        update = sparse_leaf.coalesced(update, widest(update.dtype))
+        return sparse_leaf.with_entries(p, update, add(sparse_leaf.entries(p, update), update.data))
     update = jnp.asarray(update)
     if p.dtype == update.dtype:
         return p + update
@@ -211,6 +267,7 @@ def apply_updates(params: T, updates: Any) -> T:
     Args:
       params: a tree of arrays.
       updates: a tree of the same structure and shapes; where it has `None` the parameter stays.
+        Of a sparse one (BCOO) the entries are added, without a copy of a parameter that is donated.
 
     Returns:
       The new parameters, each in its own dtype: the sum is taken in the wider dtype of the two

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from functorch_optim import checks, leaves
+from functorch_optim import checks, leaves, sparse_leaf
 from functorch_optim.base import GradientTransformation, Params, Scalar, State, value_equal
 from functorch_optim.docstrings import completed
 from functorch_optim.scalars import as_float, is_number
@@ -74,9 +74,14 @@ class Rule(NamedTuple):
       leaf: `leaf(g, p, buffers, s) -> (update, buffers)`, all real arrays of one dtype. `g` has
         `maximize` and coupled weight decay in it already. `p` is `None` where the caller has none.
         `s.machine_epsilon` is that of the parameter's own dtype.
-      accepts_sparse: sparse gradients are accepted.
-      sparse_hint: what torch adds to the message where they are not.
+      sparse: `sparse(h)`, whether a step leaves everything as it is where a sparse gradient has no
+        entry (it is computed on the entries alone then, and has a sparse update) or computes as
+        with a dense one. `None` where sparse gradients are refused.
+      sparse_hint: what torch adds to the message where they are refused.
+      sparse_decay: weight decay may go with sparse gradients.
+      dense_error: torch's words for a dense gradient, where only sparse ones are taken.
       torch_has_step: whether torch's state has a `step`.
+      torch_step_is_int: whether it is a Python number there.
       needs_params: why the leaf reads the parameter, for the error when it is missing.
       decoupled: decay is decoupled unless `h.decoupled_weight_decay` says otherwise.
       applies_decay: the leaf itself applies `s.decay`, decoupled decay, where it is not `None`.
@@ -86,6 +91,7 @@ class Rule(NamedTuple):
       static: hyperparameters that are numbers and yet select code.
       eager: torch creates the state at construction, not at the first step.
       accepts: `accepts(p)` raises for a parameter that the algorithm cannot train.
+      lists_complex: torch's optimizer lists the complex parameters that it cannot train.
     """
 
     name: str
@@ -93,9 +99,12 @@ class Rule(NamedTuple):
     init: Callable[[jax.Array, SimpleNamespace], Buffers]
     scalars: Callable[..., Scalars]
     leaf: Callable[[jax.Array, jax.Array | None, Buffers, Scalars], tuple[jax.Array, Buffers]]
-    accepts_sparse: bool = False
+    sparse: Callable[[SimpleNamespace], bool] | None = None
     sparse_hint: str = ""
+    sparse_decay: bool = True
+    dense_error: str | None = None
     torch_has_step: bool = True
+    torch_step_is_int: bool = False
     needs_params: str | None = None
     decoupled: bool = False
     applies_decay: bool = False
@@ -104,16 +113,27 @@ class Rule(NamedTuple):
     static: tuple[str, ...] = ()
     eager: bool = False
     accepts: Callable[[Any], None] = lambda p: None
+    lists_complex: bool = False
 
-    def dense(self, g: Any) -> jax.Array:
-        """A gradient as an array; raises torch's error for a sparse one that is not accepted."""
-        if isinstance(g, jax.Array):
-            return g
+    def gradient(self, g: Any, h: SimpleNamespace, decays: bool) -> Any:
+        """A gradient as the step takes it: an array, or a sparse one for a step on its entries.
+
+        Raises:
+          RuntimeError: torch's, for a gradient that is refused.
+        """
         if not leaves.is_sparse(g):
-            return jnp.asarray(g)
-        if not self.accepts_sparse:
+            self.check_dense()
+            return g if isinstance(g, jax.Array) else jnp.asarray(g)
+        if self.sparse is None:
             raise RuntimeError(f"{self.name} does not support sparse gradients{self.sparse_hint}")
-        return g.todense()
+        if decays and not self.sparse_decay:
+            raise RuntimeError("weight_decay option is not compatible with sparse gradients")
+        return g.todense() if decays or not self.sparse(h) else g
+
+    def check_dense(self) -> None:
+        """Raises torch's RuntimeError if dense gradients are refused."""
+        if self.dense_error is not None:
+            raise RuntimeError(self.dense_error)
 
     @property
     def buffers(self) -> tuple[str, ...]:
@@ -150,6 +170,10 @@ def per_leaf(rule: Rule, **fixed: Any) -> Callable[[Callable[P, None]], Factory[
             bound.apply_defaults()
             return build(**{k: _frozen(v) for k, v in bound.arguments.items()}, **fixed)
 
+        # What the check returns is nothing; what the factory returns is a pair.
+        factory.__signature__ = signature.replace(  # type: ignore[attr-defined]  # for help()
+            return_annotation="GradientTransformation"
+        )
         factory.__doc__ = completed(check, rule.state.__name__)
         factory.rule = rule  # type: ignore[attr-defined]  # a function with the Factory's fields
         arguments = {name: p.default for name, p in signature.parameters.items()}
@@ -180,6 +204,7 @@ def _build(rule: Rule, name: str, **hyperparameters: Any) -> GradientTransformat
     def update(
         grads: Params, state: Any, params: Params | None = None, **extra: Any
     ) -> tuple[Params, State]:
+        checks.state(name, rule.state, state)
         step = jnp.asarray(state.step, jnp.float32)
         h = hyperparameters_at(hyperparameters, step.astype(jnp.int32))
         carried = state[1 : 1 + len(rule.carried)]
@@ -191,10 +216,17 @@ def _build(rule: Rule, name: str, **hyperparameters: Any) -> GradientTransformat
         for i, g in enumerate(gs):
             if leaves.has_no_update(g) or (params is not None and leaves.has_no_update(ps[i])):
                 continue
-            g = rule.dense(g)
-            update, new = step_leaf(rule.leaf, g, ps[i], buffers[i], s)
-            _check_buffers(rule, new, buffers[i], treedef, i)
-            updates[i] = update.astype(g.dtype if ps[i] is None else jnp.result_type(ps[i]))
+            g = rule.gradient(g, h, s.l2 is not None or s.decay is not None)
+            dtype = g.dtype if ps[i] is None else jnp.result_type(ps[i])
+            if leaves.is_sparse(g):
+                like_g = tuple(None if buffer is None else g for buffer in buffers[i])
+                _check_buffers(rule, like_g, buffers[i], treedef, i)
+                update, new = step_entries(rule.leaf, g, ps[i], buffers[i], s)
+                updates[i] = sparse_leaf.cast(update, dtype)
+            else:
+                update, new = step_leaf(rule.leaf, g, ps[i], buffers[i], s)
+                _check_buffers(rule, new, buffers[i], treedef, i)
+                updates[i] = update.astype(dtype)
             buffers[i] = new
         carried = [jnp.asarray(getattr(s, name)).astype(jnp.float32) for name in rule.carried]
         return treedef.unflatten(updates), pair_state(rule, step + 1, carried, buffers, treedef)
@@ -328,5 +360,25 @@ def step_leaf(
         update = leaves.from_real(update, like.dtype)
     return update, tuple(
         None if b is None else leaves.from_real(b, old.dtype)
+        for b, old in zip(new, buffers, strict=True)
+    )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def step_entries(
+    leaf: Callable[..., tuple[jax.Array, Buffers]], g: Any, p: Any, buffers: Buffers, s: Scalars
+) -> tuple[Any, Buffers]:
+    """`step_leaf` on the entries of a sparse gradient (see `Rule.gradient`), without weight decay.
+
+    Returns a sparse update. All else of the buffers stays as it is: in place, if they are donated.
+    """
+    like = g if p is None else p
+    g = sparse_leaf.coalesced(g, leaves.widest(g.dtype, like.dtype))
+    entries = [None if x is None else sparse_leaf.entries(x, g) for x in (p, *buffers)]
+    update, new = step_leaf(
+        leaf, g.data, entries[0], tuple(entries[1:]), s.with_({}, l2=None, decay=None)
+    )
+    return sparse_leaf.on_coalesced(lambda _: update, g), tuple(
+        None if b is None else sparse_leaf.with_entries(old, g, b)
         for b, old in zip(new, buffers, strict=True)
     )

@@ -238,11 +238,25 @@ def test_an_empty_tree_is_no_error(row: Algorithm, empty: Tree) -> None:
 def test_a_sparse_gradient_gives_what_the_dense_one_gives(row: Algorithm) -> None:
     params = jnp.arange(6.0).reshape(3, 2) + 1
     g = jnp.zeros((3, 2)).at[1].set(2.0)
-    tx = row.pair()
-    for scattered in (sparse.BCOO.fromdense(g, n_dense=1), sparse.BCOO.fromdense(g)):
-        actual = tx.update({"w": scattered}, tx.init({"w": params}), {"w": params})
-        wanted = tx.update({"w": g}, tx.init({"w": params}), {"w": params})
-        assert_trees_close(actual, wanted, 0.0)
+    twice = jnp.asarray([[1], [1], [3]])  # a sum, and an unused slot
+    formats = (
+        sparse.BCOO.fromdense(g, n_dense=1),
+        sparse.BCOO.fromdense(g),
+        sparse.BCOO((jnp.asarray([[1.5, 1.5], [0.5, 0.5], [7.0, 7.0]]), twice), shape=(3, 2)),
+    )
+    plain = {name: 0 for name in ("weight_decay", "momentum", "dampening") if name in row.typical}
+    refuses_decay = not row.factory.rule.sparse_decay
+    for tx, rows_only in ((row.pair(**plain), True), (row.pair(), False)):
+        if refuses_decay and not rows_only:
+            continue
+        wanted, state = tx.update({"w": g}, tx.init({"w": params}), {"w": params})
+        for scattered in formats:
+            actual = tx.update({"w": scattered}, tx.init({"w": params}), {"w": params})
+            assert isinstance(actual[0]["w"], sparse.BCOO) is rows_only
+            dense = {"w": actual[0]["w"].todense()} if rows_only else actual[0]
+            assert_trees_close((dense, actual[1]), (wanted, state), 0.0)
+            added = fo.apply_updates({"w": params}, actual[0])
+            assert_trees_close(added, fo.apply_updates({"w": params}, wanted), 0.0)
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,16 @@ def leaf(g: jax.Array, p: Any, buffers: Buffers, s: Scalars) -> tuple[jax.Array,
     return -s.lr * g / (sqrt(total) + s.eps), (total,)
 
 
-RULE = Rule("Adagrad", AdagradState, init, scalars, leaf, accepts_sparse=True, eager=True)
+RULE = Rule(
+    "Adagrad",
+    AdagradState,
+    init,
+    scalars,
+    leaf,
+    sparse=lambda h: True,
+    sparse_decay=False,
+    eager=True,
+)
 
 
 @per_leaf(RULE)

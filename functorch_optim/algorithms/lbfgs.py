@@ -13,8 +13,8 @@ point, and leads to the next point. So the program has one place that evaluates 
 caller with a function that cannot be traced can drive the machine by hand (`begin`, `advance`).
 
 As in torch all parameters are one vector: complex numbers as pairs of reals, mixed dtypes in the
-widest (float16 and bfloat16 in float32), in which they stay within an update. A departure: a function that is not finite ends the
-iteration at the last good point, where torch goes on with NaN.
+widest (float16 and bfloat16 in float32), in which they stay within an update. A departure: a
+function that is not finite ends the iteration at the last good point, where torch goes on with NaN.
 """
 
 from __future__ import annotations

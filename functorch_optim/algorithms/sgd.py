@@ -57,7 +57,15 @@ def leaf(g: jax.Array, p: Any, buffers: Buffers, s: Scalars) -> tuple[jax.Array,
     return -s.lr * direction, (buf,)
 
 
-RULE = Rule("SGD", SGDState, init, scalars, leaf, accepts_sparse=True, torch_has_step=False)
+RULE = Rule(
+    "SGD",
+    SGDState,
+    init,
+    scalars,
+    leaf,
+    sparse=lambda h: not _has_momentum(h.momentum),
+    torch_has_step=False,
+)
 
 
 @per_leaf(RULE)

@@ -1,6 +1,7 @@
 """The classes of torch.optim: their arguments, and their `param_groups` keys in torch's order."""
 
 import functorch_optim as _pure
+from functorch_optim.algorithms.sparse_adam import sparse_adam
 from functorch_optim.stateful.torch_class import torch_class
 
 ASGD = torch_class(
@@ -84,3 +85,4 @@ Rprop = torch_class(
     "lr etas step_sizes * capturable foreach maximize differentiable",
     keys="lr etas step_sizes foreach maximize differentiable capturable",
 )
+SparseAdam = torch_class("SparseAdam", sparse_adam, "lr betas eps maximize")

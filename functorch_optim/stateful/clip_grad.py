@@ -78,29 +78,30 @@ def _with_gradients(parameters: Any) -> list[Parameter]:
     ):
         parameters = list(parameters)
     cells = jax.tree.leaves(parameters)
-    chosen = [p for p in cells if isinstance(p, Parameter) and p.grad is not None]
-    for p in chosen:
-        if leaves.is_sparse(p.grad):
-            raise TypeError(f"the gradient of {p!r} is sparse; it cannot be clipped here")
-    return chosen
+    return [p for p in cells if isinstance(p, Parameter) and p.grad is not None]
 
 
 @functools.partial(jax.jit, static_argnums=2)
 def _clipped_by_norm(
-    grads: Sequence[jax.Array], max_norm: Any, norm_type: float
-) -> tuple[jax.Array, list[jax.Array]]:
+    grads: Sequence[Any], max_norm: Any, norm_type: float
+) -> tuple[jax.Array, list[Any]]:
     norm = total_norm(grads, norm_type)
     return norm, scaled_to(list(grads), norm, max_norm)
 
 
-def total_norm(grads: Sequence[jax.Array], norm_type: float) -> jax.Array:
+def total_norm(grads: Sequence[Any], norm_type: float) -> jax.Array:
     """The norm of all elements together, in float32 at least."""
     if norm_type == 2.0:
         return global_norm(list(grads))
+    # The elements that a sparse gradient does not have count where a norm falls with zeros.
+    grads = [
+        g.todense() if norm_type < 0.0 and leaves.is_sparse(g) else leaves.elements(g)
+        for g in grads
+    ]
     dtype = leaves.real_dtype(leaves.widest(*(g.dtype for g in grads)))
     sizes = [jnp.abs(g.astype(leaves.widest(g.dtype))).astype(dtype) for g in grads]
     if norm_type == math.inf:
-        return functools.reduce(jnp.maximum, map(jnp.max, sizes))
+        return functools.reduce(jnp.maximum, [jnp.max(x, initial=0.0) for x in sizes])
     if norm_type == -math.inf:
         return functools.reduce(jnp.minimum, map(jnp.min, sizes))
     if norm_type == 0.0:  # torch counts the gradients whose count of nonzeros is not zero
@@ -110,5 +111,8 @@ def total_norm(grads: Sequence[jax.Array], norm_type: float) -> jax.Array:
 
 
 @jax.jit
-def _clipped_by_value(grads: Sequence[jax.Array], clip_value: Any) -> list[jax.Array]:
-    return [jnp.clip(g, -clip_value.astype(g.dtype), clip_value.astype(g.dtype)) for g in grads]
+def _clipped_by_value(grads: Sequence[Any], clip_value: Any) -> list[Any]:
+    def clipped(g: jax.Array) -> jax.Array:
+        return jnp.clip(g, -clip_value.astype(g.dtype), clip_value.astype(g.dtype))
+
+    return [leaves.entrywise(clipped)(g) if leaves.is_sparse(g) else clipped(g) for g in grads]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from functorch_optim import leaves
 from functorch_optim.per_leaf import (
@@ -14,6 +16,7 @@ from functorch_optim.per_leaf import (
     Rule,
     hyperparameters_at,
     pair_state,
+    step_entries,
     step_leaf,
 )
 from functorch_optim.scalars import is_number
@@ -49,7 +52,11 @@ class LeafPlan(NamedTuple):
             new_data.append([])
             new_buffers.append([])
             for p, old, g, s in zip(*columns, strict=True):
-                update, new = step_leaf(self.rule.leaf, g, p, old, s)
+                if leaves.is_sparse(g):
+                    update, new = step_entries(self.rule.leaf, g, p, old, s)
+                else:
+                    self.rule.check_dense()
+                    update, new = step_leaf(self.rule.leaf, g, p, old, s)
                 new_data[-1].append(leaves.add(p, update))
                 new_buffers[-1].append(new)
         return new_data, new_buffers
@@ -69,6 +76,8 @@ class LeafMemory:
 
     def begin(self, parameters: Collection[Parameter], parts: Sequence[Part]) -> None:
         """Refuses what the algorithm cannot train; creates the state that torch has at once."""
+        if self.rule.lists_complex:
+            _refuse_complex(self.rule, parts)
         for p in parameters:
             self.rule.accepts(p._data)
         if self.rule.eager:
@@ -85,9 +94,22 @@ class LeafMemory:
         """Hyperparameters that no checkpoint may change."""
         return self.factory.fixed
 
-    def dense(self, grad: Any) -> jax.Array:
-        """A gradient as the algorithm takes it."""
-        return self.rule.dense(grad)
+    def gradients(self, parts: Sequence[Part], grads: Mapping[Parameter, Any]) -> Grouped:
+        """Each part's gradients as the algorithm takes them.
+
+        Raises:
+          RuntimeError: torch's, for a gradient that is refused.
+        """
+        plain = self.rule.dense_error is None
+        return [
+            [
+                g
+                if plain and isinstance(g := grads[p], jax.Array)
+                else self.rule.gradient(grads[p], SimpleNamespace(**group), _decays(group))
+                for p in parameters
+            ]
+            for _, group, parameters in parts
+        ]
 
     def prepare(self, parts: Sequence[Part]) -> Prepared:
         """The next step of these parts of the groups.
@@ -207,6 +229,26 @@ class LeafMemory:
                 _check_like(present, self.records[p], p)
                 found[p] = Record(int(state.step), carried, present, outside=True)
         return lambda: self.records.update(found)
+
+
+def _decays(group: Mapping[str, Any]) -> bool:
+    """Whether a group has weight decay (an array may always be)."""
+    weight_decay = group.get("weight_decay", 0)
+    return not (is_number(weight_decay) and weight_decay == 0)
+
+
+def _refuse_complex(rule: Rule, parts: Sequence[Part]) -> None:
+    """Raises torch's ValueError if there is a complex parameter."""
+    found = [
+        [index, position]
+        for index, group, _ in parts
+        for position, p in enumerate(group["params"])
+        if jnp.issubdtype(p.dtype, jnp.complexfloating)
+    ]
+    if found:
+        raise ValueError(
+            f"Complex params at indices {found}: {rule.name} does not support complex parameters"
+        )
 
 
 def _check_like(buffers: Mapping[str, Any], record: Record, p: Parameter) -> None:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from functorch_optim import checks, leaves
 from functorch_optim.stateful import checkpoint, compiles, functional, groups, hooks, program
@@ -118,7 +117,7 @@ class Optimizer:
         """Sets every gradient to `None`, or to zeros."""
         for p in self._parameters():
             keep = not set_to_none and p.grad is not None
-            p.grad = jnp.zeros_like(p.grad) if keep else None
+            p.grad = leaves.zeros_like(p.grad) if keep else None
 
     def step(self, *args: Any, **kwargs: Any) -> Any:
         """Updates every parameter that has a gradient, all in one compiled call.
@@ -152,11 +151,7 @@ class Optimizer:
             grads = self._matched(closure)
         parts = self._parts({p for p, grad in grads.items() if grad is not None})
         if parts:
-            dense = self._memory.dense
-            ordered = [
-                [g if isinstance(g := grads[p], jax.Array) else dense(g) for p in parameters]
-                for _, _, parameters in parts
-            ]
+            ordered = self._memory.gradients(parts, grads)
             self._run(
                 parts,
                 lambda plan, data, buffers, numbers: (

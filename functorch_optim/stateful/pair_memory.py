@@ -74,9 +74,9 @@ class PairMemory:
     def begin(self, parameters: Collection[Parameter], parts: Sequence[Part]) -> None:
         """Nothing: state is created at the first step."""
 
-    def dense(self, grad: Any) -> Any:
-        """A gradient as it is: the pair says what it takes."""
-        return grad
+    def gradients(self, parts: Sequence[Part], grads: Mapping[Parameter, Any]) -> Grouped:
+        """The gradients as they are: the pair says what it takes."""
+        return [[grads[p] for p in parameters] for _, _, parameters in parts]
 
     def prepare(self, parts: Sequence[Part]) -> Prepared:
         """The next step of these groups.

@@ -80,7 +80,8 @@ class Record:
         if not rule.torch_has_step:
             return dict(self.buffers)
         carried = dict(zip(rule.carried, map(scalar_array, self.carried), strict=True))
-        return {"step": scalar_array(self.step), **carried, **self.buffers}
+        step = self.step if rule.torch_step_is_int else scalar_array(self.step)
+        return {"step": step, **carried, **self.buffers}
 
 
 def prepared(

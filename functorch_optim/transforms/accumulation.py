@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from functorch_optim import leaves
+from functorch_optim import checks, leaves
 from functorch_optim.base import (
     GradientTransformation,
     Params,
@@ -85,6 +85,7 @@ def accumulate(
     def update(
         grads: Updates, state: AccumulateState, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, AccumulateState]:
+        checks.state("accumulate", AccumulateState, state)
         count = state.mini_step + 1
         full = count >= _whole(every_k(state.step) if callable(every_k) else every_k)
         sums, treedef = leaves.flatten(state.grad_sum)

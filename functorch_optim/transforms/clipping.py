@@ -20,8 +20,11 @@ from functorch_optim.scalars import sqrt
 
 
 def global_norm(tree: Updates) -> jax.Array:
-    """The 2-norm of all leaves together: a real scalar, float32 for half-precision leaves."""
-    arrays = [jnp.asarray(x) for x in leaves.flatten(tree)[0] if not leaves.has_no_update(x)]
+    """The 2-norm of all leaves together: a real scalar, float32 for half-precision leaves.
+
+    In a sparse leaf, entries with the same coordinates are summed first.
+    """
+    arrays = [leaves.elements(x) for x in leaves.flatten(tree)[0] if not leaves.has_no_update(x)]
     widest = leaves.real_dtype(leaves.widest(jnp.float32, *(x.dtype for x in arrays)))
     squares = [
         jnp.sum(jnp.square(leaves.to_real(x, leaves.real_dtype(x.dtype)))).astype(widest)
@@ -77,7 +80,7 @@ def clip_by_leaf_norm(max_norm: Number) -> GradientTransformation:
         def clipped(u: Any) -> Updates:
             return scaled_to(u, global_norm(u), max_norm)
 
-        return leaves.map_updates(clipped, updates)
+        return leaves.map_updates(clipped, updates, on_sparse=clipped)
 
     return stateless(changed)
 
@@ -104,6 +107,6 @@ def clip_by_value(max_value: Number) -> GradientTransformation:
         return leaves.from_real(jnp.clip(leaves.to_real(u, dtype), -bound, bound), u.dtype)
 
     def changed(updates: Updates, params: Params | None) -> Updates:
-        return leaves.map_updates(clipped, updates)
+        return leaves.map_updates(clipped, updates, on_sparse=leaves.entrywise(clipped))
 
     return stateless(changed)

@@ -9,18 +9,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from functorch_optim import leaves
+from functorch_optim import leaves, sparse_leaf
 from functorch_optim.base import GradientTransformation, Params, State, Updates
 
 # (run, grads, state, params, extra) -> (updates, state)
 ConditionalUpdate = Callable[[Any, Updates, State, Params | None, dict[str, Any]], Any]
 
 
-def update_if(inner: GradientTransformation) -> ConditionalUpdate:
+def update_if(inner: GradientTransformation, guards: bool = False) -> ConditionalUpdate:
     """`inner.update` that is computed only where a traced condition holds.
 
     Where it does not, the updates are zeros (`None` where the inner update is `None`) and the state
     stays as it is. The state's leaves keep their dtypes either way.
+
+    Args:
+      inner: the pair.
+      guards: the gradients are not finite where the condition does not hold. Under `vmap` both
+        sides are computed, and the derivative of the one that is not taken has to be finite: it
+        then sees zeros.
     """
 
     def update(
@@ -30,23 +36,42 @@ def update_if(inner: GradientTransformation) -> ConditionalUpdate:
         # array: outside of jit, that lets JAX compile them once.
         arrays = {name: value for name, value in extra.items() if _is_arrays(value)}
         rest = {name: value for name, value in extra.items() if name not in arrays}
-        on, off = (_branches(inner, rest)) if rest else plain
-        return jax.lax.cond(run, on, off, _without_float0(grads), state, params, arrays)
+        on, off = (_branches(inner, rest, guards)) if rest else plain
+        return jax.lax.cond(run, on, off, run, _without_float0(grads), state, params, arrays)
 
-    plain = _branches(inner, {})
+    plain = _branches(inner, {}, guards)
     return update
 
 
-def _branches(inner: GradientTransformation, fixed: dict[str, Any]) -> tuple[Any, Any]:
-    def on(grads: Updates, state: State, params: Params | None, extra: dict[str, Any]) -> Any:
+def _branches(
+    inner: GradientTransformation, fixed: dict[str, Any], guards: bool
+) -> tuple[Any, Any]:
+    def on(run: Any, grads: Any, state: State, params: Any, extra: dict[str, Any]) -> Any:
+        if guards:
+            grads = zeros_unless(run, grads)
         updates, new = inner.update(grads, state, params, **extra, **fixed)
         return updates, with_dtypes_of(state, new)
 
-    def off(grads: Updates, state: State, params: Params | None, extra: dict[str, Any]) -> Any:
-        updates, _ = jax.eval_shape(on, grads, state, params, extra)
-        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), updates), state
+    def off(run: Any, grads: Any, state: State, params: Any, extra: dict[str, Any]) -> Any:
+        updates, _ = jax.eval_shape(on, run, grads, state, params, extra)
+        us, treedef = leaves.flatten(updates)
+        return treedef.unflatten(map(_nothing, us)), state
 
     return on, off
+
+
+def _nothing(update: Any) -> Any:
+    """The update of these types that changes nothing."""
+    if update is None:
+        return None
+    return sparse_leaf.unused(update) if leaves.is_sparse(update) else jnp.zeros_like(update)
+
+
+def zeros_unless(finite: jax.Array, grads: Updates) -> Updates:
+    """The gradients, or zeros in their place."""
+    return jax.tree.map(
+        lambda g: g if leaves.has_no_update(g) else jnp.where(finite, g, jnp.zeros_like(g)), grads
+    )
 
 
 def with_dtypes_of(old: State, new: State) -> State:
@@ -64,7 +89,8 @@ def _cast(old: Any, new: Any) -> Any:
 
 
 def _is_arrays(value: Any) -> bool:
-    return all(isinstance(x, jax.Array | np.ndarray | np.generic) for x in jax.tree.leaves(value))
+    kinds = (jax.Array, np.ndarray, np.generic, int, float)
+    return all(isinstance(x, kinds) for x in jax.tree.leaves(value))
 
 
 def _without_float0(grads: Updates) -> Updates:

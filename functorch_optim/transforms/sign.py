@@ -29,6 +29,6 @@ def sign() -> GradientTransformation:
         return leaves.from_real(jnp.sign(leaves.to_real(u, leaves.real_dtype(u.dtype))), u.dtype)
 
     def changed(updates: Updates, params: Params | None) -> Updates:
-        return leaves.map_updates(signs, updates)
+        return leaves.map_updates(signs, updates, on_sparse=leaves.entrywise(signs))
 
     return stateless(changed)

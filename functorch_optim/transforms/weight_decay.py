@@ -35,7 +35,8 @@ def add_decayed_weights(
 
     Raises:
       TypeError: weight_decay is not a number or an array, or the mask's structure is not that of
-        params. ValueError: `update` was called without params.
+        params. ValueError: `update` was called without params. RuntimeError: a gradient that is
+        to be decayed is sparse.
     """
     checks.number_or_array("weight_decay", weight_decay)
 
@@ -54,6 +55,8 @@ def add_decayed_weights(
 
 
 def _decayed(update: Any, p: Any, weight_decay: Number) -> jax.Array:
+    if leaves.is_sparse(update):
+        raise RuntimeError("weight_decay option is not compatible with sparse gradients")
     update, p = jnp.asarray(update), jnp.asarray(p)
     dtype = leaves.real_dtype(update.dtype)
     decay = jnp.asarray(weight_decay, dtype) * leaves.to_real(p.astype(update.dtype), dtype)
