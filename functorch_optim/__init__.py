@@ -20,6 +20,7 @@ from functorch_optim.algorithms.radam import RAdamState, radam
 from functorch_optim.algorithms.rmsprop import RMSpropState, rmsprop
 from functorch_optim.algorithms.rprop import RpropState, rprop
 from functorch_optim.algorithms.sgd import SGDState, sgd
+from functorch_optim.algorithms.sparse_adam import SparseAdamState, sparse_adam
 from functorch_optim.averaging import (
     AverageState,
     WeightAverage,
@@ -58,6 +59,7 @@ from functorch_optim.schedules import (
     swa_lr,
     warmup,
 )
+from functorch_optim.sparse import sparse_value_and_grad, take
 from functorch_optim.transforms.accumulation import AccumulateState, accumulate
 from functorch_optim.transforms.adaptive_clipping import adaptive_grad_clip
 from functorch_optim.transforms.cautious import cautious
@@ -136,6 +138,7 @@ __all__ = [
     "Schedule",
     "ScheduleFreeState",
     "SkipNonfiniteState",
+    "SparseAdamState",
     "StochasticRoundingState",
     "TraceState",
     "WeightAverage",
@@ -213,10 +216,13 @@ __all__ = [
     "sgd",
     "sign",
     "skip_nonfinite",
+    "sparse_adam",
+    "sparse_value_and_grad",
     "step_lr",
     "stochastic_rounding",
     "swa_average",
     "swa_lr",
+    "take",
     "trace",
     "trust_ratio",
     "update_bn",

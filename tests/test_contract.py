@@ -184,6 +184,7 @@ def test_vmap_over_gradients_equals_a_loop(row: Algorithm) -> None:
     assert_trees_close(actual, wanted, row.rtol_jit)
 
 
+@pytest.mark.slow
 @over_table
 def test_derivatives_through_several_steps(row: Algorithm, x64: None) -> None:
     """They equal finite differences, and are finite where gradients are 0.

@@ -124,6 +124,7 @@ def test_vmap_over_gradients_equals_a_loop(row: Transform) -> None:
     assert_trees_close(actual, wanted, row.rtol)
 
 
+@pytest.mark.slow
 @over_transforms
 def test_derivatives_through_several_steps(row: Transform, x64: None) -> None:
     """They are finite where gradients are 0, and equal finite differences where it is smooth."""

@@ -16,6 +16,7 @@ from functorch_optim.stateful.classes import (
     RAdam,
     RMSprop,
     Rprop,
+    SparseAdam,
 )
 from functorch_optim.stateful.clip_grad import clip_grad_norm_, clip_grad_value_
 from functorch_optim.stateful.lbfgs import LBFGS
@@ -42,6 +43,7 @@ __all__ = [
     "RAdam",
     "RMSprop",
     "Rprop",
+    "SparseAdam",
     "backward",
     "clip_grad_norm_",
     "clip_grad_value_",
