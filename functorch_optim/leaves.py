@@ -11,6 +11,7 @@ Conventions, for every pair of the library:
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeVar
 
@@ -115,10 +116,32 @@ def is_float0(x: Any) -> bool:
     return getattr(x, "dtype", None) == jax.dtypes.float0
 
 
+_NO_ARRAY = (
+    "{}, which is no array. Filter such leaves out, so that None is in their places: "
+    "`eqx.filter(model, eqx.is_inexact_array)`, or wrap the pair by "
+    "`functorch_optim.interop.equinox.filtered`"
+)
+
+
+def is_array(x: Any) -> bool:
+    """Whether a leaf is an array or a number, or stands for an array in a trace."""
+    return hasattr(x, "dtype") or isinstance(x, numbers.Number)
+
+
+def check_arrays(leaves: Leaves, treedef: jax.tree_util.PyTreeDef, name: str) -> None:
+    """Raises TypeError naming the first leaf that is neither an array nor `None`."""
+    for index, leaf in enumerate(leaves):
+        if leaf is not None and not is_array(leaf):
+            where = f"{name} has {leaf!r} at {path_of(treedef, index)}"
+            raise TypeError(_NO_ARRAY.format(where))
+
+
 def has_no_update(x: Any) -> bool:
     """Whether a leaf is skipped: nothing there, or not floating point."""
     if x is None or is_float0(x):
         return True
+    if not is_array(x):
+        raise TypeError(_NO_ARRAY.format(f"a leaf is {x!r}"))
     dtype = x.dtype if hasattr(x, "dtype") else jnp.result_type(x)
     return not jnp.issubdtype(dtype, jnp.inexact)
 
@@ -143,6 +166,7 @@ def map_updates(
         where there should be none. Each names tree and path.
     """
     leaves, treedef = flatten(updates)
+    check_arrays(leaves, treedef, "a tree of updates or params")
     columns = [leaves]
     for index, update in enumerate(leaves):
         if on_sparse is None and is_sparse(update):

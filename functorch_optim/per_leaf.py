@@ -197,9 +197,15 @@ def _build(rule: Rule, name: str, **hyperparameters: Any) -> GradientTransformat
     def init(params: Params) -> State:
         h = hyperparameters_at(hyperparameters, jnp.zeros((), jnp.int32))
         ps, treedef = leaves.flatten(params)
+        leaves.check_arrays(ps, treedef, "params")
         buffers = [init_leaf(rule, p, h) for p in ps]
         carried = [jnp.array(x, jnp.float32) for x in rule.start(h)]  # copies of arrays given
-        return pair_state(rule, jnp.zeros((), jnp.float32), carried, buffers, treedef)
+        state = pair_state(rule, jnp.zeros((), jnp.float32), carried, buffers, treedef)
+        if ps:
+            return state
+        # Of no leaves none says which buffers there are: a matrix does, which any algorithm takes.
+        kept = zip(rule.buffers, init_leaf(rule, jnp.zeros((1, 1)), h), strict=True)
+        return state._replace(**{name: params for name, b in kept if b is not None})
 
     def update(
         grads: Params, state: Any, params: Params | None = None, **extra: Any
@@ -229,7 +235,10 @@ def _build(rule: Rule, name: str, **hyperparameters: Any) -> GradientTransformat
                 updates[i] = update.astype(dtype)
             buffers[i] = new
         carried = [jnp.asarray(getattr(s, name)).astype(jnp.float32) for name in rule.carried]
-        return treedef.unflatten(updates), pair_state(rule, step + 1, carried, buffers, treedef)
+        new_state = pair_state(rule, step + 1, carried, buffers, treedef)
+        if not gs:
+            new_state = new_state._replace(**{name: getattr(state, name) for name in rule.buffers})
+        return treedef.unflatten(updates), new_state
 
     return GradientTransformation(init, update)
 

@@ -31,14 +31,12 @@ def sparse_value_and_grad(
 ) -> Callable[..., tuple[Any, Updates]]:
     """`jax.value_and_grad`, with sparse gradients for the tables whose rows `take` reads.
 
-    ```python
-    def loss_fn(params, ids, labels):
-        vectors = fo.take(params["table"], ids)
-        return cross_entropy(vectors @ params["kernel"], labels)
+        def loss_fn(params, ids, labels):
+            vectors = fo.take(params["table"], ids)
+            return cross_entropy(vectors @ params["kernel"], labels)
 
-    value_and_grad = fo.sparse_value_and_grad(loss_fn, {"table": True, "kernel": False})
-    loss, grads = value_and_grad(params, ids, labels)  # grads["table"] is a BCOO array
-    ```
+        value_and_grad = fo.sparse_value_and_grad(loss_fn, {"table": True, "kernel": False})
+        loss, grads = value_and_grad(params, ids, labels)  # grads["table"] is a BCOO array
 
     A table may be read several times, by ids of any shape. It may not be used in any other way
     (a product with its transpose, say): its gradient is not sparse then, and it should be left out

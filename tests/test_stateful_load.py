@@ -388,3 +388,13 @@ def test_a_state_dict_goes_round(chosen: dict[str, Any]) -> None:
     for x in opt, other:
         run(x, 1)
     assert progress(other) == progress(opt)
+
+
+def test_ids_that_became_strings_are_refused() -> None:
+    """torch takes them for entries of no parameter, and every moment starts anew."""
+    opt = optim.Adam([jnp.ones(2)])
+    opt.step([jnp.ones(2)])
+    saved = opt.state_dict()
+    as_json = {**saved, "state": {str(key): entry for key, entry in saved["state"].items()}}
+    with pytest.raises(ValueError, match=r"has the strings \['0'\] for keys"):
+        opt.load_state_dict(as_json)

@@ -61,7 +61,8 @@ def matched(
       match: "position" or "name".
 
     Raises:
-      ValueError: another number of groups or parameters, or names that differ.
+      ValueError: another number of groups or parameters, names that differ, or ids that became
+        strings.
     """
     saved_groups = list(state_dict["param_groups"])
     if len(saved_groups) != len(groups):
@@ -81,6 +82,12 @@ def matched(
     state = state_dict["state"]
     if not isinstance(state, Mapping):
         raise TypeError(f"state_dict['state'] should be a dict, but is {type(state).__name__}")
+    lost = [key for key in state if isinstance(key, str) and key.isdigit()]
+    if any(int(key) in parameters and key not in parameters for key in lost):
+        raise ValueError(
+            f"state_dict['state'] has the strings {lost[:3]} for keys, as JSON makes them of "
+            "numbers; make them numbers again: {int(key): entry for key, entry in state.items()}"
+        )
     return Matched(
         [_merged(saved, live, fixed, match) for saved, live in pairs],
         {parameters[k]: (k, entry) for k, entry in state.items() if k in parameters and entry},

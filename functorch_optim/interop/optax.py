@@ -1,0 +1,62 @@
+"""Pairs for optax's own combinators: `interop.optax.to_optax`.
+
+A pair of this library has optax's protocol, and goes into optax as it is, with two exceptions that
+are optax's rules: it hands extra arguments (`value=loss`) only to instances of a class of its own,
+and its `apply_updates` has no word for "this parameter stays" (here: an update of `None`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from functorch_optim import leaves
+from functorch_optim.base import Params, State, Updates, member, value_equal
+
+try:
+    import optax
+except ImportError as error:
+    raise ImportError(
+        'functorch_optim.interop.optax needs optax: pip install "functorch_optim[optax]"'
+    ) from error
+
+
+@value_equal
+def to_optax(tx: Any) -> Any:
+    """A pair as an `optax.GradientTransformationExtraArgs`, which optax treats as its own.
+
+    Inside `optax.chain`, `multi_transform` and the like its update gets the extra arguments. Every
+    update is an array, as `optax.apply_updates` wants: zeros for a leaf that is skipped (an
+    integer, a leaf without a gradient), and a sparse update made dense. `None` stays where the
+    parameters have `None`.
+
+    Args:
+      tx: a pair of this library, or of any other with optax's protocol.
+
+    Raises:
+      TypeError: it is not a pair.
+    """
+    inner = member(tx, "the argument of to_optax")
+
+    def update(
+        updates: Updates, state: State, params: Params | None = None, **extra: Any
+    ) -> tuple[Updates, State]:
+        new, state = inner.update(updates, state, params, **extra)
+        likes, treedef = leaves.flatten(updates if params is None else params)
+        changes = leaves.flatten_like(new, treedef, "updates")
+        dense = [_dense(change, like) for change, like in zip(changes, likes, strict=True)]
+        return treedef.unflatten(dense), state
+
+    return optax.GradientTransformationExtraArgs(inner.init, update)
+
+
+def _dense(update: Any, like: Any) -> Any:
+    """An update as an array: zeros like the parameter (or the gradient) where there is none."""
+    if leaves.is_sparse(update):
+        return update.todense()
+    if like is None or update is not None:
+        return update
+    # Without params, an integer's gradient says nothing of its dtype: bool + integer is that.
+    return jnp.zeros(np.shape(like), bool) if leaves.is_float0(like) else jnp.zeros_like(like)
