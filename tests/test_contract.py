@@ -144,6 +144,7 @@ def test_the_leaf_is_traced_once_for_all_equal_leaves_and_all_numbers(row: Algor
     assert all(program is first[0] for program in changed)
 
 
+@pytest.mark.slow
 @over_table
 def test_vmap_over_each_hyperparameter_equals_a_loop(row: Algorithm, x64: None) -> None:
     """Each lane changes one of the numbers."""
@@ -265,6 +266,7 @@ def test_eval_shape_foretells_state_and_updates(row: Algorithm) -> None:
     assert types((updates, next_state)) == types(tx.update(at(grads, 0), tx.init(params), params))
 
 
+@pytest.mark.slow
 @over_table
 def test_a_step_is_lowered_for_every_platform(row: Algorithm) -> None:
     params, grads = problem()

@@ -127,7 +127,10 @@ class TestAgainstTorch:
         assert_same(dict(zip(START, (p.detach() for p in cells), strict=True)), wanted)
 
 
-@pytest.mark.parametrize("options", [SEARCH, PLAIN], ids=["search", "plain"])
+@pytest.mark.parametrize(
+    "options",
+    [pytest.param(SEARCH, id="search"), pytest.param(PLAIN, id="plain", marks=pytest.mark.slow)],
+)
 class TestOneImplementation:
     def test_closure_compiled_and_pair_agree(self, options: Any, x64: None) -> None:
         model, opt = made(**options)
