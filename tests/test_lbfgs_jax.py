@@ -123,10 +123,15 @@ def test_a_schedule_of_lr() -> None:
     assert int(state.step) == 2
 
 
-def test_vmap_over_starts_and_over_lr_equals_a_loop() -> None:
-    """The runs take different numbers of iterations; two updates, so that pairs are in use."""
-    starts = jax.tree.map(lambda x: jnp.stack([x, 0.5 * x, jnp.ones_like(x), x]), START)
-    lr = jnp.asarray([1.0, 0.3, 1.0, 0.01], jnp.float32)
+def test_vmap_over_starts_and_over_lr_equals_a_loop(x64: None) -> None:
+    """The runs take different numbers of iterations; two updates, so that pairs are in use.
+
+    In float64: a comparison of the line search that falls otherwise by a rounding of float32 leads
+    the two ways to compile it to different points.
+    """
+    start = jax.tree.map(lambda x: x.astype(jnp.float64), START)
+    starts = jax.tree.map(lambda x: jnp.stack([x, 0.5 * x, jnp.ones_like(x), x]), start)
+    lr = jnp.asarray([1.0, 0.3, 1.0, 0.01], jnp.float64)
     axes = {name: 0 if name == "lr" else None for name in NUMBERS}
     numbers = {**arrays(), "lr": lr}
     many = jax.jit(jax.vmap(with_numbers, in_axes=(axes, 0, 0)))
@@ -136,7 +141,7 @@ def test_vmap_over_starts_and_over_lr_equals_a_loop() -> None:
     for i in range(4):
         at = functools.partial(jax.tree.map, lambda x, i=i: jnp.asarray(np.asarray(x)[i]))
         wanted, wanted_state = run(2, at(starts), lr=float(lr[i]))
-        assert_trees_close(at(params), wanted, 1e-4)
+        assert_trees_close(at(params), wanted, 1e-9)
         assert int(state.n_iter[i]) == int(wanted_state.n_iter)
         assert int(state.func_evals[i]) == int(wanted_state.func_evals)
     assert len({*map(int, state.func_evals)}) > 1
