@@ -107,15 +107,19 @@ def value_equal(build: Callable[P, T]) -> Callable[P, T]:
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
         key = (bound.args, tuple(bound.kwargs.items()))
-        try:
-            hash(key)
-        except TypeError:
-            return _marked(build(*args, **kwargs))
-        if _holds_arrays(key):
-            return _marked(build(*args, **kwargs))
-        return cached(*key, _kinds(key))
+        if _is_hashable(key) and not _holds_arrays(key):
+            return cached(*key, _kinds(key))
+        return _marked(build(*args, **kwargs))
 
     return wrapper
+
+
+def _is_hashable(x: Any) -> bool:
+    try:
+        hash(x)
+    except TypeError:
+        return False
+    return True
 
 
 def _kinds(x: Any) -> Any:

@@ -326,6 +326,7 @@ class Layout:
         self.like = [jnp.asarray(self.leaves[i]) for i in self.inside]
         wide = leaves.widest(jnp.float32, *(p.dtype for p in self.like))
         self.dtype = leaves.real_dtype(wide)
+        self.size = sum(math.prod(_real_shape(p)) for p in self.like)
 
     def vector(self, tree: Any, name: str) -> jax.Array:
         """A tree like the parameters as a vector; a leaf that is `None` is zeros.
@@ -352,7 +353,7 @@ class Layout:
         """The leaves that are in a vector, in their own dtypes and shapes."""
         found, start = [], 0
         for p in self.like:
-            shape = (*p.shape, 2) if jnp.iscomplexobj(p) else p.shape
+            shape = _real_shape(p)
             stop = start + math.prod(shape)
             found.append(leaves.from_real(vector[start:stop].reshape(shape), p.dtype))
             start = stop
@@ -364,6 +365,10 @@ class Layout:
         for i, p in zip(self.inside, self.split(vector), strict=True):
             filled[i] = p
         return self.treedef.unflatten(filled)
+
+
+def _real_shape(p: jax.Array) -> tuple[int, ...]:
+    return (*p.shape, 2) if jnp.iscomplexobj(p) else p.shape
 
 
 @value_equal
@@ -430,7 +435,7 @@ def lbfgs(
 
     def init(params: Params) -> LBFGSState:
         layout = Layout(params)
-        return empty(layout.vector(params, "params").size, layout.dtype, history_size)
+        return empty(layout.size, layout.dtype, history_size)
 
     def update(
         grads: Updates,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +12,6 @@ import numpy as np
 from functorch_optim.algorithms.lbfgs import (
     Layout,
     LBFGSState,
-    Numbers,
     empty,
     numbers_of,
     uses_search,
@@ -77,7 +75,7 @@ class LBFGSMemory:
             self.owner, self.state, self._read = parameters[0], new, False
             self.steps += 1
 
-        return Prepared(plan, state, _numbers(h, state.d.dtype), commit)
+        return Prepared(plan, state, numbers_of(h, state.d.dtype), commit)
 
     def at_hand(self, parameters: Sequence[Parameter], history_size: int) -> LBFGSState:
         """The state of these parameters, with a history of this size."""
@@ -85,7 +83,7 @@ class LBFGSMemory:
             raise ValueError(f"history_size should be a positive integer, but got {history_size!r}")
         if self.state is None:
             return _fresh(parameters, history_size)
-        size = _size(parameters)
+        size = _layout(parameters).size
         if self.state.d.size != size:
             raise ValueError(
                 f"the state is that of {self.state.d.size} numbers, the parameters have {size}: "
@@ -202,16 +200,9 @@ def from_torch(entry: Mapping[str, Any], fresh: LBFGSState, key: Any) -> LBFGSSt
 
 
 def _fresh(parameters: Sequence[Parameter], history_size: int) -> LBFGSState:
-    layout = Layout([p._data for p in parameters])
-    return empty(_size(parameters), layout.dtype, history_size)
+    layout = _layout(parameters)
+    return empty(layout.size, layout.dtype, history_size)
 
 
-def _size(parameters: Sequence[Parameter]) -> int:
-    shapes = jax.eval_shape(
-        lambda values: Layout(values).vector(values, "params"), [p._data for p in parameters]
-    )
-    return shapes.size
-
-
-def _numbers(h: SimpleNamespace, dtype: Any) -> Numbers:
-    return jax.tree.map(jnp.array, numbers_of(h, dtype))
+def _layout(parameters: Sequence[Parameter]) -> Layout:
+    return Layout([p._data for p in parameters])
