@@ -36,6 +36,17 @@ def at_least_zero(name: str, value: Any, message: str) -> None:
         raise ValueError(f"{message}: {value}")
 
 
+def not_negative(**arguments: Any) -> None:
+    """Checks arguments that are numbers or arrays, the numbers at least 0, in the order given.
+
+    Raises:
+      TypeError: one is neither a number nor an array. ValueError: one is below 0 or NaN.
+    """
+    for name, value in arguments.items():
+        number_or_array(name, value)
+        at_least_zero(name, value, f"Invalid {name} value")
+
+
 def given(pair: str, argument: str, value: Any, reason: str) -> None:
     """Raises ValueError if update was called without an argument that a pair needs."""
     if value is None:

@@ -192,8 +192,7 @@ class Optimizer:
         """
         program.check_accumulate(accumulate)
         if clip_norm is not None:
-            checks.number_or_array("clip_norm", clip_norm)
-            checks.at_least_zero("clip_norm", clip_norm, "Invalid clip_norm value")
+            checks.not_negative(clip_norm=clip_norm)
         train = program.compiled_train_step(loss_fn, has_aux, accumulate, clip_norm)
 
         def train_step(*args: Any) -> Any:

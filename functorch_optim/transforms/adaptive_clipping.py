@@ -45,9 +45,7 @@ def adaptive_grad_clip(
       ValueError: clipping or eps is below 0 or NaN; from update, no `params`, or a leaf that lacks
         the axis. TypeError: clipping or eps is not a number or an array, or unit_axis no axis.
     """
-    for name, value in (("clipping", clipping), ("eps", eps)):
-        checks.number_or_array(name, value)
-        checks.at_least_zero(name, value, f"Invalid {name} value")
+    checks.not_negative(clipping=clipping, eps=eps)
     units = unit_axes(unit_axis)
 
     def clipped(u: Any, p: Any) -> jax.Array:

@@ -51,8 +51,7 @@ def clip_by_global_norm(max_norm: Number) -> GradientTransformation:
     Raises:
       ValueError: max_norm is below 0 or NaN. TypeError: it is not a number or an array.
     """
-    checks.number_or_array("max_norm", max_norm)
-    checks.at_least_zero("max_norm", max_norm, "Invalid max_norm value")
+    checks.not_negative(max_norm=max_norm)
 
     def changed(updates: Updates, params: Params | None) -> Updates:
         return scaled_to(updates, global_norm(updates), max_norm)
@@ -73,8 +72,7 @@ def clip_by_leaf_norm(max_norm: Number) -> GradientTransformation:
     Raises:
       ValueError: max_norm is below 0 or NaN. TypeError: it is not a number or an array.
     """
-    checks.number_or_array("max_norm", max_norm)
-    checks.at_least_zero("max_norm", max_norm, "Invalid max_norm value")
+    checks.not_negative(max_norm=max_norm)
 
     def changed(updates: Updates, params: Params | None) -> Updates:
         def clipped(u: Any) -> Updates:
@@ -97,8 +95,7 @@ def clip_by_value(max_value: Number) -> GradientTransformation:
     Raises:
       ValueError: max_value is below 0 or NaN. TypeError: it is not a number or an array.
     """
-    checks.number_or_array("max_value", max_value)
-    checks.at_least_zero("max_value", max_value, "Invalid max_value value")
+    checks.not_negative(max_value=max_value)
 
     def clipped(u: Any) -> jax.Array:
         u = jnp.asarray(u)

@@ -57,8 +57,7 @@ def lookahead(sync_period: int = 6, slow_step_size: Number = 0.5) -> GradientTra
     if hasattr(sync_period, "update"):
         raise TypeError("lookahead is the last member of a chain: chain(tx, lookahead())")
     check_length("sync_period", sync_period)
-    checks.number_or_array("slow_step_size", slow_step_size)
-    checks.at_least_zero("slow_step_size", slow_step_size, "Invalid slow_step_size value")
+    checks.not_negative(slow_step_size=slow_step_size)
 
     def init(params: Params) -> LookaheadState:
         return LookaheadState(jnp.zeros((), jnp.int32), leaves.map_updates(_copied, params))

@@ -50,9 +50,7 @@ def add_noise(eta: Number, gamma: Number, key: int | jax.Array) -> GradientTrans
       ValueError: eta or gamma is below 0 or NaN. TypeError: eta or gamma is not a number or an
         array, or key is neither a seed nor a key.
     """
-    for name, value in (("eta", eta), ("gamma", gamma)):
-        checks.number_or_array(name, value)
-        checks.at_least_zero(name, value, f"Invalid {name} value")
+    checks.not_negative(eta=eta, gamma=gamma)
     kept_key(key)
 
     def init(params: Params) -> AddNoiseState:

@@ -97,8 +97,7 @@ def schedule_free(
     checks.number_or_array("beta", beta)
     if is_number(beta) and not 0.0 < beta <= 1.0:
         raise ValueError(f"Invalid beta value: {beta}")
-    checks.number_or_array("weight_lr_power", weight_lr_power)
-    checks.at_least_zero("weight_lr_power", weight_lr_power, "Invalid weight_lr_power value")
+    checks.not_negative(weight_lr_power=weight_lr_power)
     if state_dtype is not None and not jnp.issubdtype(state_dtype, jnp.floating):
         raise TypeError(f"state_dtype should be a real floating dtype, but got {state_dtype!r}")
 

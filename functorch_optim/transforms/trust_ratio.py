@@ -51,9 +51,7 @@ def trust_ratio(
       ValueError: an argument is below 0 or NaN; from update, no `params`. TypeError: an argument
         is not a number or an array.
     """
-    for name, value in (("coefficient", coefficient), ("eps", eps), ("min_norm", min_norm)):
-        checks.number_or_array(name, value)
-        checks.at_least_zero(name, value, f"Invalid {name} value")
+    checks.not_negative(coefficient=coefficient, eps=eps, min_norm=min_norm)
 
     def scaled(u: Any, p: Any) -> jax.Array:
         norm = global_norm(u)
