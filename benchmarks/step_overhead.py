@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import functorch_optim.stateful as optim
-from functorch_optim.stateful import program
+from functorch_optim.stateful.step import program
 
 STEPS = 40
 

@@ -21,7 +21,8 @@ from functorch_optim.algorithms.rmsprop import RMSpropState, rmsprop
 from functorch_optim.algorithms.rprop import RpropState, rprop
 from functorch_optim.algorithms.sgd import SGDState, sgd
 from functorch_optim.algorithms.sparse_adam import SparseAdamState, sparse_adam
-from functorch_optim.averaging import (
+from functorch_optim.averages.batch_norm import update_bn
+from functorch_optim.averages.weights import (
     AverageState,
     WeightAverage,
     average,
@@ -29,12 +30,12 @@ from functorch_optim.averaging import (
     joint_average,
     swa_average,
 )
-from functorch_optim.base import EmptyState, GradientTransformation, Schedule
-from functorch_optim.batch_norm import update_bn
-from functorch_optim.combine import NamedChain, chain, named_chain
-from functorch_optim.labels import by_path
-from functorch_optim.leaves import apply_updates
-from functorch_optim.partition import freeze, masked, partition
+from functorch_optim.compose.chain import NamedChain, chain, named_chain
+from functorch_optim.compose.leaf_labels import by_path
+from functorch_optim.compose.partition import freeze, masked, partition
+from functorch_optim.core.pair import EmptyState, GradientTransformation, Schedule
+from functorch_optim.core.updating import apply_updates
+from functorch_optim.embeddings import sparse_value_and_grad, take
 from functorch_optim.schedules import (
     PlateauState,
     chained,
@@ -59,7 +60,6 @@ from functorch_optim.schedules import (
     swa_lr,
     warmup,
 )
-from functorch_optim.sparse import sparse_value_and_grad, take
 from functorch_optim.transforms.accumulation import AccumulateState, accumulate
 from functorch_optim.transforms.adaptive_clipping import adaptive_grad_clip
 from functorch_optim.transforms.cautious import cautious

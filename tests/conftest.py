@@ -16,7 +16,7 @@ import hypothesis
 import jax
 import pytest
 
-pytest.register_assert_rewrite("tests.parity", "tests.problems")
+pytest.register_assert_rewrite("tests.support.parity", "tests.support.problems")
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")

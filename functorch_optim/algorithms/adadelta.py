@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 
 import jax
 
-from functorch_optim import checks
-from functorch_optim.base import Hyperparameter, PerParam, Scalar
-from functorch_optim.per_leaf import Buffers, Rule, Scalars, per_leaf, zeros
-from functorch_optim.scalars import is_number, sqrt
+from functorch_optim.core import checks
+from functorch_optim.core.arithmetic import is_number, sqrt
+from functorch_optim.core.pair import Hyperparameter, PerParam, Scalar
+from functorch_optim.rules import Buffers, Rule, StepNumbers, per_leaf, zeros
 
 
 class AdadeltaState(NamedTuple):
@@ -29,11 +29,11 @@ class AdadeltaState(NamedTuple):
     acc_delta: PerParam
 
 
-def scalars(t: Any, h: SimpleNamespace) -> Scalars:
-    return Scalars(lr=h.lr, rho=h.rho, new_weight=1 - h.rho, eps=h.eps)
+def scalars(t: Any, h: SimpleNamespace) -> StepNumbers:
+    return StepNumbers(lr=h.lr, rho=h.rho, new_weight=1 - h.rho, eps=h.eps)
 
 
-def leaf(g: jax.Array, p: Any, buffers: Buffers, s: Scalars) -> tuple[jax.Array, Buffers]:
+def leaf(g: jax.Array, p: Any, buffers: Buffers, s: StepNumbers) -> tuple[jax.Array, Buffers]:
     v, u = buffers
     v = s.rho * v + s.new_weight * g * g
     delta = sqrt(u + s.eps) / sqrt(v + s.eps) * g

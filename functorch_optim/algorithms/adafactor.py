@@ -21,10 +21,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from functorch_optim import checks
-from functorch_optim.base import Hyperparameter, PerParam, Scalar
-from functorch_optim.per_leaf import Buffers, Rule, Scalars, per_leaf
-from functorch_optim.scalars import is_number, minimum, sqrt
+from functorch_optim.core import checks
+from functorch_optim.core.arithmetic import is_number, minimum, sqrt
+from functorch_optim.core.pair import Hyperparameter, PerParam, Scalar
+from functorch_optim.rules import Buffers, Decay, Rule, StepNumbers, per_leaf
 
 
 class AdafactorState(NamedTuple):
@@ -43,9 +43,9 @@ def init(p: jax.Array, h: SimpleNamespace) -> Buffers:
     return jnp.mean(mean, -1, keepdims=True), jnp.mean(mean, -2, keepdims=True), None
 
 
-def scalars(t: Any, h: SimpleNamespace) -> Scalars:
+def scalars(t: Any, h: SimpleNamespace) -> StepNumbers:
     eps1, eps2 = h.eps
-    return Scalars(
+    return StepNumbers(
         new_weight=t**h.beta2_decay,
         step_size=minimum(h.lr, 1 / sqrt(t)),
         eps1=eps1,
@@ -54,7 +54,7 @@ def scalars(t: Any, h: SimpleNamespace) -> Scalars:
     )
 
 
-def leaf(g: jax.Array, p: Any, buffers: Buffers, s: Scalars) -> tuple[jax.Array, Buffers]:
+def leaf(g: jax.Array, p: Any, buffers: Buffers, s: StepNumbers) -> tuple[jax.Array, Buffers]:
     row, col, variance = buffers
     eps1 = s.machine_epsilon if s.eps1 is None else s.eps1
     square = g * g
@@ -86,7 +86,7 @@ RULE = Rule(
     scalars,
     leaf,
     needs_params="its step is relative to the size of the parameters",
-    decoupled=True,
+    decay=Decay.DECOUPLED,
     accepts=accepts,
 )
 

@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from functorch_optim import checks
-from functorch_optim.base import Hyperparameter, PerParam, Scalar
-from functorch_optim.per_leaf import Buffers, Rule, Scalars, per_leaf
-from functorch_optim.scalars import sqrt
+from functorch_optim.core import checks
+from functorch_optim.core.arithmetic import sqrt
+from functorch_optim.core.pair import Hyperparameter, PerParam, Scalar
+from functorch_optim.rules import Buffers, Rule, SparseGradients, StepNumbers, TorchFacts, per_leaf
 
 
 class AdagradState(NamedTuple):
@@ -32,11 +32,11 @@ def init(p: jax.Array, h: SimpleNamespace) -> Buffers:
     return (jnp.full_like(p, h.initial_accumulator_value),)
 
 
-def scalars(t: Any, h: SimpleNamespace) -> Scalars:
-    return Scalars(lr=h.lr / (1 + (t - 1) * h.lr_decay), eps=h.eps)
+def scalars(t: Any, h: SimpleNamespace) -> StepNumbers:
+    return StepNumbers(lr=h.lr / (1 + (t - 1) * h.lr_decay), eps=h.eps)
 
 
-def leaf(g: jax.Array, p: Any, buffers: Buffers, s: Scalars) -> tuple[jax.Array, Buffers]:
+def leaf(g: jax.Array, p: Any, buffers: Buffers, s: StepNumbers) -> tuple[jax.Array, Buffers]:
     (total,) = buffers
     total = total + g * g
     return -s.lr * g / (sqrt(total) + s.eps), (total,)
@@ -48,9 +48,8 @@ RULE = Rule(
     init,
     scalars,
     leaf,
-    sparse=lambda h: True,
-    sparse_decay=False,
-    eager=True,
+    sparse=SparseGradients(lambda h: True, with_decay=False),
+    torch=TorchFacts(eager=True),
 )
 
 

@@ -21,10 +21,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from functorch_optim import checks
-from functorch_optim.base import Hyperparameter, PerParam, Scalar
-from functorch_optim.per_leaf import Buffers, Rule, Scalars, per_leaf
-from functorch_optim.scalars import is_number, one_minus_power, sqrt
+from functorch_optim.core import checks
+from functorch_optim.core.arithmetic import is_number, one_minus_power, sqrt
+from functorch_optim.core.pair import Hyperparameter, PerParam, Scalar
+from functorch_optim.rules import Buffers, Rule, SparseGradients, StepNumbers, per_leaf
 
 
 class AdamState(NamedTuple):
@@ -40,9 +40,9 @@ def init(p: jax.Array, h: SimpleNamespace) -> Buffers:
     return jnp.zeros_like(p), jnp.zeros_like(p), jnp.zeros_like(p) if h.amsgrad else None
 
 
-def scalars(t: Any, h: SimpleNamespace) -> Scalars:
+def scalars(t: Any, h: SimpleNamespace) -> StepNumbers:
     beta1, beta2 = h.betas
-    return Scalars(
+    return StepNumbers(
         beta1=beta1,
         beta2=beta2,
         grad_weight=1 - beta1,
@@ -53,7 +53,7 @@ def scalars(t: Any, h: SimpleNamespace) -> Scalars:
     )
 
 
-def leaf(g: jax.Array, p: Any, buffers: Buffers, s: Scalars) -> tuple[jax.Array, Buffers]:
+def leaf(g: jax.Array, p: Any, buffers: Buffers, s: StepNumbers) -> tuple[jax.Array, Buffers]:
     m, v, v_max = buffers
     m = s.beta1 * m + s.grad_weight * g
     v = s.beta2 * v + s.square_weight * g * g
@@ -69,7 +69,7 @@ RULE = Rule(
     init,
     scalars,
     leaf,
-    sparse_hint=", please consider SparseAdam instead",
+    sparse=SparseGradients(hint=", please consider SparseAdam instead"),
 )
 
 

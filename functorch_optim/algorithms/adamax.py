@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from functorch_optim import checks
-from functorch_optim.base import Hyperparameter, PerParam, Scalar
-from functorch_optim.per_leaf import Buffers, Rule, Scalars, per_leaf, zeros
-from functorch_optim.scalars import one_minus_power
+from functorch_optim.core import checks
+from functorch_optim.core.arithmetic import one_minus_power
+from functorch_optim.core.pair import Hyperparameter, PerParam, Scalar
+from functorch_optim.rules import Buffers, Rule, StepNumbers, per_leaf, zeros
 
 
 class AdamaxState(NamedTuple):
@@ -30,13 +30,15 @@ class AdamaxState(NamedTuple):
     exp_inf: PerParam
 
 
-def scalars(t: Any, h: SimpleNamespace) -> Scalars:
+def scalars(t: Any, h: SimpleNamespace) -> StepNumbers:
     beta1, beta2 = h.betas
     step_size = h.lr / one_minus_power(beta1, t)
-    return Scalars(beta1=beta1, beta2=beta2, grad_weight=1 - beta1, step_size=step_size, eps=h.eps)
+    return StepNumbers(
+        beta1=beta1, beta2=beta2, grad_weight=1 - beta1, step_size=step_size, eps=h.eps
+    )
 
 
-def leaf(g: jax.Array, p: Any, buffers: Buffers, s: Scalars) -> tuple[jax.Array, Buffers]:
+def leaf(g: jax.Array, p: Any, buffers: Buffers, s: StepNumbers) -> tuple[jax.Array, Buffers]:
     m, u = buffers
     m = s.beta1 * m + s.grad_weight * g
     u = jnp.maximum(s.beta2 * u, jnp.abs(g) + s.eps)

@@ -21,10 +21,10 @@ from typing import Any, NamedTuple
 
 import jax
 
-from functorch_optim import checks
-from functorch_optim.base import Hyperparameter, PerParam, Scalar
-from functorch_optim.per_leaf import Buffers, Rule, Scalars, per_leaf, zeros
-from functorch_optim.scalars import one_minus_power, sqrt, where
+from functorch_optim.core import checks
+from functorch_optim.core.arithmetic import one_minus_power, sqrt, where
+from functorch_optim.core.pair import Hyperparameter, PerParam, Scalar
+from functorch_optim.rules import Buffers, Decay, Rule, StepNumbers, per_leaf, zeros
 
 
 class AdanState(NamedTuple):
@@ -37,9 +37,9 @@ class AdanState(NamedTuple):
     previous_grad: PerParam
 
 
-def scalars(t: Any, h: SimpleNamespace) -> Scalars:
+def scalars(t: Any, h: SimpleNamespace) -> StepNumbers:
     beta1, beta2, beta3 = h.betas
-    return Scalars(
+    return StepNumbers(
         flags={"no_prox": h.no_prox},
         beta1=beta1,
         beta2=beta2,
@@ -55,7 +55,7 @@ def scalars(t: Any, h: SimpleNamespace) -> Scalars:
     )
 
 
-def leaf(g: jax.Array, p: Any, buffers: Buffers, s: Scalars) -> tuple[jax.Array, Buffers]:
+def leaf(g: jax.Array, p: Any, buffers: Buffers, s: StepNumbers) -> tuple[jax.Array, Buffers]:
     m, n, v, previous = buffers
     difference = s.has_previous * (g - previous)
     ahead = g + s.beta2 * difference
@@ -70,7 +70,7 @@ def leaf(g: jax.Array, p: Any, buffers: Buffers, s: Scalars) -> tuple[jax.Array,
     return update, (m, n, v, g)
 
 
-RULE = Rule("Adan", AdanState, zeros(4), scalars, leaf, decoupled=True, applies_decay=True)
+RULE = Rule("Adan", AdanState, zeros(4), scalars, leaf, decay=Decay.BY_LEAF)
 
 
 @per_leaf(RULE)

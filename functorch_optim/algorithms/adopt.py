@@ -22,10 +22,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from functorch_optim import checks
-from functorch_optim.base import Hyperparameter, PerParam, Scalar
-from functorch_optim.per_leaf import Buffers, Rule, Scalars, per_leaf, zeros
-from functorch_optim.scalars import power, sqrt, where
+from functorch_optim.core import checks
+from functorch_optim.core.arithmetic import power, sqrt, where
+from functorch_optim.core.pair import Hyperparameter, PerParam, Scalar
+from functorch_optim.rules import Buffers, Decay, Rule, StepNumbers, per_leaf, zeros
 
 
 class AdoptState(NamedTuple):
@@ -36,9 +36,9 @@ class AdoptState(NamedTuple):
     exp_avg_sq: PerParam
 
 
-def scalars(t: Any, h: SimpleNamespace) -> Scalars:
+def scalars(t: Any, h: SimpleNamespace) -> StepNumbers:
     beta1, beta2 = h.betas
-    return Scalars(
+    return StepNumbers(
         lr=h.lr,
         beta1=beta1,
         beta2=beta2,
@@ -50,7 +50,7 @@ def scalars(t: Any, h: SimpleNamespace) -> Scalars:
     )
 
 
-def leaf(g: jax.Array, p: Any, buffers: Buffers, s: Scalars) -> tuple[jax.Array, Buffers]:
+def leaf(g: jax.Array, p: Any, buffers: Buffers, s: StepNumbers) -> tuple[jax.Array, Buffers]:
     m, v = buffers
     normalized = g / jnp.maximum(sqrt(v), s.eps)
     if s.clip is not None:
@@ -64,7 +64,7 @@ def leaf(g: jax.Array, p: Any, buffers: Buffers, s: Scalars) -> tuple[jax.Array,
     return update, (m, s.beta2 * v + s.square_weight * g * g)
 
 
-RULE = Rule("ADOPT", AdoptState, zeros(2), scalars, leaf, applies_decay=True)
+RULE = Rule("ADOPT", AdoptState, zeros(2), scalars, leaf, decay=Decay.BY_LEAF)
 
 
 @per_leaf(RULE)

@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 
 import jax
 
-from functorch_optim import checks
-from functorch_optim.base import Hyperparameter, PerParam, Scalar
-from functorch_optim.per_leaf import Buffers, Rule, Scalars, per_leaf, zeros
-from functorch_optim.scalars import maximum
+from functorch_optim.core import checks
+from functorch_optim.core.arithmetic import maximum
+from functorch_optim.core.pair import Hyperparameter, PerParam, Scalar
+from functorch_optim.rules import Buffers, Carried, Rule, StepNumbers, per_leaf, zeros
 
 
 class ASGDState(NamedTuple):
@@ -31,8 +31,8 @@ class ASGDState(NamedTuple):
     ax: PerParam
 
 
-def scalars(t: Any, h: SimpleNamespace, eta: Any, mu: Any) -> Scalars:
-    return Scalars(
+def scalars(t: Any, h: SimpleNamespace, eta: Any, mu: Any) -> StepNumbers:
+    return StepNumbers(
         eta=h.lr / (1 + h.lambd * h.lr * t) ** h.alpha,
         mu=1 / maximum(1, t - h.t0),
         eta_now=eta,
@@ -41,7 +41,7 @@ def scalars(t: Any, h: SimpleNamespace, eta: Any, mu: Any) -> Scalars:
     )
 
 
-def leaf(g: jax.Array, p: Any, buffers: Buffers, s: Scalars) -> tuple[jax.Array, Buffers]:
+def leaf(g: jax.Array, p: Any, buffers: Buffers, s: StepNumbers) -> tuple[jax.Array, Buffers]:
     (ax,) = buffers
     update = -s.eta_now * (g + s.lambd * p)
     ax = ax + s.mu_now * (p + update - ax)
@@ -55,8 +55,7 @@ RULE = Rule(
     scalars,
     leaf,
     needs_params="it averages the parameters",
-    carried=("eta", "mu"),
-    start=lambda h: (h.lr, 1.0),
+    carried=Carried(("eta", "mu"), lambda h: (h.lr, 1.0)),
 )
 
 

@@ -20,10 +20,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from functorch_optim import checks
-from functorch_optim.base import Hyperparameter, PerParam, Scalar
-from functorch_optim.per_leaf import Buffers, Rule, Scalars, per_leaf, zeros
-from functorch_optim.scalars import one_minus_power, sqrt
+from functorch_optim.core import checks
+from functorch_optim.core.arithmetic import one_minus_power, sqrt
+from functorch_optim.core.pair import Hyperparameter, PerParam, Scalar
+from functorch_optim.rules import Buffers, Decay, Rule, StepNumbers, per_leaf, zeros
 
 
 class LambState(NamedTuple):
@@ -34,9 +34,9 @@ class LambState(NamedTuple):
     exp_avg_sq: PerParam
 
 
-def scalars(t: Any, h: SimpleNamespace) -> Scalars:
+def scalars(t: Any, h: SimpleNamespace) -> StepNumbers:
     beta1, beta2 = h.betas
-    return Scalars(
+    return StepNumbers(
         lr=h.lr,
         beta1=beta1,
         beta2=beta2,
@@ -49,7 +49,7 @@ def scalars(t: Any, h: SimpleNamespace) -> Scalars:
     )
 
 
-def leaf(g: jax.Array, p: Any, buffers: Buffers, s: Scalars) -> tuple[jax.Array, Buffers]:
+def leaf(g: jax.Array, p: Any, buffers: Buffers, s: StepNumbers) -> tuple[jax.Array, Buffers]:
     m, v = buffers
     m = s.beta1 * m + s.grad_weight * g
     v = s.beta2 * v + s.square_weight * g * g
@@ -79,8 +79,7 @@ RULE = Rule(
     scalars,
     leaf,
     needs_params="its step is as long as the parameters",
-    decoupled=True,
-    applies_decay=True,
+    decay=Decay.BY_LEAF,
 )
 
 

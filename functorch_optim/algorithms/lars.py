@@ -21,11 +21,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from functorch_optim import checks
 from functorch_optim.algorithms.lamb import norm, trust_ratio
-from functorch_optim.base import Hyperparameter, PerParam, Scalar
-from functorch_optim.per_leaf import Buffers, Rule, Scalars, per_leaf
-from functorch_optim.scalars import is_number
+from functorch_optim.core import checks
+from functorch_optim.core.arithmetic import is_number
+from functorch_optim.core.pair import Hyperparameter, PerParam, Scalar
+from functorch_optim.rules import Buffers, Decay, Rule, StepNumbers, per_leaf
 
 
 class LarsState(NamedTuple):
@@ -43,8 +43,8 @@ def init(p: jax.Array, h: SimpleNamespace) -> Buffers:
     return (jnp.zeros_like(p) if _has_momentum(h.momentum) else None,)
 
 
-def scalars(t: Any, h: SimpleNamespace) -> Scalars:
-    return Scalars(
+def scalars(t: Any, h: SimpleNamespace) -> StepNumbers:
+    return StepNumbers(
         flags={"nesterov": h.nesterov},
         lr=h.lr,
         momentum=h.momentum,
@@ -54,7 +54,7 @@ def scalars(t: Any, h: SimpleNamespace) -> Scalars:
     )
 
 
-def leaf(g: jax.Array, p: Any, buffers: Buffers, s: Scalars) -> tuple[jax.Array, Buffers]:
+def leaf(g: jax.Array, p: Any, buffers: Buffers, s: StepNumbers) -> tuple[jax.Array, Buffers]:
     (buf,) = buffers
     length, step_length = norm(p), norm(g)
     if s.decay is not None:
@@ -74,8 +74,7 @@ RULE = Rule(
     scalars,
     leaf,
     needs_params="its step is relative to the norm of the parameters",
-    decoupled=True,
-    applies_decay=True,
+    decay=Decay.BY_LEAF,
 )
 
 

@@ -26,17 +26,18 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from functorch_optim import checks, leaves
 from functorch_optim.algorithms import strong_wolfe
-from functorch_optim.base import (
+from functorch_optim.core import checks, trees
+from functorch_optim.core.dtypes import from_real, real_dtype, to_real, widest
+from functorch_optim.core.equal_pairs import value_equal
+from functorch_optim.core.pair import (
     GradientTransformation,
     Hyperparameter,
     Params,
     Scalar,
     Updates,
-    value_equal,
 )
-from functorch_optim.per_leaf import hyperparameters_at
+from functorch_optim.rules.numbers import hyperparameters_at
 
 SMALLEST_CURVATURE = 1e-10
 
@@ -321,11 +322,11 @@ class Layout:
     """
 
     def __init__(self, params: Params):
-        self.leaves, self.treedef = leaves.flatten(params)
-        self.inside = [i for i, p in enumerate(self.leaves) if not leaves.has_no_update(p)]
+        self.leaves, self.treedef = trees.flatten(params)
+        self.inside = [i for i, p in enumerate(self.leaves) if not trees.has_no_update(p)]
         self.like = [jnp.asarray(self.leaves[i]) for i in self.inside]
-        wide = leaves.widest(jnp.float32, *(p.dtype for p in self.like))
-        self.dtype = leaves.real_dtype(wide)
+        wide = widest(jnp.float32, *(p.dtype for p in self.like))
+        self.dtype = real_dtype(wide)
         self.size = sum(math.prod(_real_shape(p)) for p in self.like)
 
     def vector(self, tree: Any, name: str) -> jax.Array:
@@ -334,20 +335,20 @@ class Layout:
         Raises:
           TypeError: the structures differ. ValueError: two shapes differ.
         """
-        given = leaves.flatten_like(tree, self.treedef, name)
-        leaves.check_shapes(given, self.leaves, self.treedef, name)
+        given = trees.flatten_like(tree, self.treedef, name)
+        trees.check_shapes(given, self.leaves, self.treedef, name)
         parts = [self._part(given[i], p) for i, p in zip(self.inside, self.like, strict=True)]
         return jnp.concatenate([jnp.zeros(0, self.dtype), *parts])
 
     def _part(self, x: Any, like: jax.Array) -> jax.Array:
-        if leaves.is_sparse(x):
+        if trees.is_sparse(x):
             x = x.todense()
-        x = jnp.zeros_like(like) if leaves.has_no_update(x) else jnp.asarray(x)
+        x = jnp.zeros_like(like) if trees.has_no_update(x) else jnp.asarray(x)
         if jnp.iscomplexobj(x) and not jnp.iscomplexobj(like):
             raise TypeError(f"a gradient of dtype {x.dtype} cannot update one of {like.dtype}")
         if jnp.iscomplexobj(like):
-            x = x.astype(leaves.widest(x.dtype, like.dtype))
-        return leaves.to_real(x, self.dtype).reshape(-1)
+            x = x.astype(widest(x.dtype, like.dtype))
+        return to_real(x, self.dtype).reshape(-1)
 
     def split(self, vector: jax.Array) -> list[jax.Array]:
         """The leaves that are in a vector, in their own dtypes and shapes."""
@@ -355,7 +356,7 @@ class Layout:
         for p in self.like:
             shape = _real_shape(p)
             stop = start + math.prod(shape)
-            found.append(leaves.from_real(vector[start:stop].reshape(shape), p.dtype))
+            found.append(from_real(vector[start:stop].reshape(shape), p.dtype))
             start = stop
         return found
 

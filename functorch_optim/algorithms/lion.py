@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from functorch_optim import checks
-from functorch_optim.base import Hyperparameter, PerParam, Scalar
-from functorch_optim.per_leaf import Buffers, Rule, Scalars, per_leaf, zeros
+from functorch_optim.core import checks
+from functorch_optim.core.pair import Hyperparameter, PerParam, Scalar
+from functorch_optim.rules import Buffers, Decay, Rule, StepNumbers, per_leaf, zeros
 
 
 class LionState(NamedTuple):
@@ -32,9 +32,9 @@ class LionState(NamedTuple):
     exp_avg: PerParam
 
 
-def scalars(t: Any, h: SimpleNamespace) -> Scalars:
+def scalars(t: Any, h: SimpleNamespace) -> StepNumbers:
     beta1, beta2 = h.betas
-    return Scalars(
+    return StepNumbers(
         lr=h.lr,
         beta1=beta1,
         beta2=beta2,
@@ -43,13 +43,13 @@ def scalars(t: Any, h: SimpleNamespace) -> Scalars:
     )
 
 
-def leaf(g: jax.Array, p: Any, buffers: Buffers, s: Scalars) -> tuple[jax.Array, Buffers]:
+def leaf(g: jax.Array, p: Any, buffers: Buffers, s: StepNumbers) -> tuple[jax.Array, Buffers]:
     (m,) = buffers
     direction = jnp.sign(s.beta1 * m + s.sign_weight * g)
     return -s.lr * direction, (s.beta2 * m + s.grad_weight * g,)
 
 
-RULE = Rule("Lion", LionState, zeros(1), scalars, leaf, decoupled=True)
+RULE = Rule("Lion", LionState, zeros(1), scalars, leaf, decay=Decay.DECOUPLED)
 
 
 @per_leaf(RULE)

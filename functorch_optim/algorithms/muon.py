@@ -23,10 +23,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from functorch_optim import checks
-from functorch_optim.base import Hyperparameter, PerParam, Scalar
-from functorch_optim.per_leaf import Buffers, Rule, Scalars, per_leaf, zeros
-from functorch_optim.scalars import sqrt
+from functorch_optim.core import checks
+from functorch_optim.core.arithmetic import sqrt
+from functorch_optim.core.pair import Hyperparameter, PerParam, Scalar
+from functorch_optim.rules import Buffers, Decay, Rule, StepNumbers, TorchFacts, per_leaf, zeros
 
 
 class MuonState(NamedTuple):
@@ -36,9 +36,9 @@ class MuonState(NamedTuple):
     momentum_buffer: PerParam
 
 
-def scalars(t: Any, h: SimpleNamespace) -> Scalars:
+def scalars(t: Any, h: SimpleNamespace) -> StepNumbers:
     a, b, c = h.ns_coefficients
-    return Scalars(
+    return StepNumbers(
         flags={
             "nesterov": h.nesterov,
             "ns_steps": h.ns_steps,
@@ -54,7 +54,7 @@ def scalars(t: Any, h: SimpleNamespace) -> Scalars:
     )
 
 
-def leaf(g: jax.Array, p: Any, buffers: Buffers, s: Scalars) -> tuple[jax.Array, Buffers]:
+def leaf(g: jax.Array, p: Any, buffers: Buffers, s: StepNumbers) -> tuple[jax.Array, Buffers]:
     (buf,) = buffers
     buf = s.momentum * buf + s.new_weight * g
     direction = s.momentum * buf + s.new_weight * g if s.nesterov else buf
@@ -66,7 +66,7 @@ def leaf(g: jax.Array, p: Any, buffers: Buffers, s: Scalars) -> tuple[jax.Array,
     return -s.lr * ratio * orthogonalized(direction, s).astype(g.dtype), (buf,)
 
 
-def orthogonalized(x: jax.Array, s: Scalars) -> jax.Array:
+def orthogonalized(x: jax.Array, s: StepNumbers) -> jax.Array:
     """The Newton-Schulz iteration; float32 whose values are bfloat16's."""
     sharding = jax.typeof(x).sharding
     explicit = any(axis is not None for axis in sharding.spec)
@@ -112,10 +112,9 @@ RULE = Rule(
     zeros(1),
     scalars,
     leaf,
-    torch_has_step=False,
-    decoupled=True,
+    decay=Decay.DECOUPLED,
     accepts=accepts,
-    static=("ns_steps",),
+    torch=TorchFacts(has_step=False),
 )
 
 

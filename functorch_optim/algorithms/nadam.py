@@ -18,10 +18,10 @@ from typing import Any, NamedTuple
 
 import jax
 
-from functorch_optim import checks
-from functorch_optim.base import Hyperparameter, PerParam, Scalar
-from functorch_optim.per_leaf import Buffers, Rule, Scalars, per_leaf, zeros
-from functorch_optim.scalars import exp, float32, one_minus_power, sqrt
+from functorch_optim.core import checks
+from functorch_optim.core.arithmetic import exp, float32, one_minus_power, sqrt
+from functorch_optim.core.pair import Hyperparameter, PerParam, Scalar
+from functorch_optim.rules import Buffers, Carried, Rule, StepNumbers, per_leaf, zeros
 
 
 class NAdamState(NamedTuple):
@@ -33,7 +33,7 @@ class NAdamState(NamedTuple):
     exp_avg_sq: PerParam
 
 
-def scalars(t: Any, h: SimpleNamespace, mu_product: Any) -> Scalars:
+def scalars(t: Any, h: SimpleNamespace, mu_product: Any) -> StepNumbers:
     beta1, beta2 = h.betas
 
     def momentum(t: Any) -> Any:
@@ -41,7 +41,7 @@ def scalars(t: Any, h: SimpleNamespace, mu_product: Any) -> Scalars:
 
     mu, mu_next = momentum(t), momentum(t + 1)
     mu_product = float32(mu_product * float32(mu))
-    return Scalars(
+    return StepNumbers(
         mu_product=mu_product,
         beta1=beta1,
         beta2=beta2,
@@ -54,7 +54,7 @@ def scalars(t: Any, h: SimpleNamespace, mu_product: Any) -> Scalars:
     )
 
 
-def leaf(g: jax.Array, p: Any, buffers: Buffers, s: Scalars) -> tuple[jax.Array, Buffers]:
+def leaf(g: jax.Array, p: Any, buffers: Buffers, s: StepNumbers) -> tuple[jax.Array, Buffers]:
     m, v = buffers
     m = s.beta1 * m + s.grad_weight * g
     v = s.beta2 * v + s.square_weight * g * g
@@ -68,8 +68,7 @@ RULE = Rule(
     zeros(2),
     scalars,
     leaf,
-    carried=("mu_product",),
-    start=lambda h: (1.0,),
+    carried=Carried(("mu_product",), lambda h: (1.0,)),
 )
 
 

@@ -31,24 +31,25 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from functorch_optim import checks, leaves
-from functorch_optim.base import (
-    GradientTransformation,
-    Hyperparameter,
-    Params,
-    PerParam,
-    Scalar,
-    Updates,
-    value_equal,
-)
-from functorch_optim.docstrings import completed
-from functorch_optim.per_leaf import Buffers, Scalars, hyperparameters_at
-from functorch_optim.scalars import (
+from functorch_optim.core import checks
+from functorch_optim.core.arithmetic import (
     as_float,
+    float32,
     float_dtype,
     is_number,
     one_minus_power,
     sqrt,
+)
+from functorch_optim.core.counting import increment
+from functorch_optim.core.pair import Hyperparameter, PerParam, Scalar
+from functorch_optim.rules import (
+    Buffers,
+    Carried,
+    Decay,
+    Rule,
+    StepNumbers,
+    WholeTree,
+    per_leaf,
 )
 
 
@@ -78,10 +79,111 @@ class ProdigyState(NamedTuple):
     steps_taken: Scalar | None
 
 
-BUFFERS = ("exp_avg", "exp_avg_sq", "s", "p0")
+def init(p: jax.Array, h: SimpleNamespace) -> Buffers:
+    return jnp.zeros_like(p), jnp.zeros_like(p), jnp.zeros_like(p), jnp.copy(p)
 
 
-@value_equal
+def start(h: SimpleNamespace) -> tuple[Any, ...]:
+    return h.d0, h.d0, 0.0, 0 if h.use_bias_correction else None
+
+
+def scalars(
+    t: Any, h: SimpleNamespace, d: Any, d_max: Any, d_numerator: Any, steps_taken: Any
+) -> StepNumbers:
+    beta1, beta2 = h.betas
+    dlr = d * h.lr
+    if steps_taken is not None:
+        taken = steps_taken + 1
+        dlr = dlr * sqrt(one_minus_power(beta2, taken)) / one_minus_power(beta1, taken)
+    return StepNumbers(
+        idle=jnp.asarray(h.lr <= 0),
+        is_start=jnp.asarray((d == h.d0) | (d == float32(h.d0))),  # d is kept rounded
+        beta1=beta1,
+        beta2=beta2,
+        beta3=sqrt(beta2) if h.beta3 is None else h.beta3,
+        grad_weight=d * (1 - beta1),
+        square_weight=d * d * (1 - beta2),
+        sum_weight=d / h.d0 * (d if h.safeguard_warmup else dlr),
+        numerator_weight=d / h.d0 * dlr,
+        dlr=dlr,
+        eps=h.eps,
+        weight_decay=h.weight_decay,
+        d0=h.d0,
+        d_coef=h.d_coef,
+        growth_rate=h.growth_rate,
+        d=d,
+        d_max=d_max,
+        d_numerator=d_numerator,
+        steps_taken=steps_taken,
+    )
+
+
+def measure(g: jax.Array, p: Any, buffers: Buffers, s: StepNumbers) -> dict[str, jax.Array]:
+    *_, total, start = buffers
+    new_total = s.beta3 * total + s.sum_weight * g
+    return {"way": jnp.sum(g * (start - p)), "size": jnp.sum(jnp.abs(new_total))}
+
+
+def settle(s: StepNumbers, totals: Any) -> StepNumbers:
+    size = totals["size"]
+    held = s.idle | (size == 0)
+    numerator = s.beta3 * s.d_numerator + s.numerator_weight * totals["way"]
+    d_hat = s.d_coef * numerator / jnp.where(held, jnp.ones_like(size), size)
+    d, d_max = _estimates(d_hat, s)
+
+    def unless_held(new: Any, old: Any) -> jax.Array:
+        return jnp.where(held, old, new)
+
+    taken = s.steps_taken
+    return s.with_(
+        held=held,
+        eps=d * s.eps,
+        d=unless_held(d, s.d),
+        d_max=unless_held(d_max, s.d_max),
+        d_numerator=unless_held(numerator, s.d_numerator),
+        steps_taken=None if taken is None else unless_held(increment(taken), taken),
+    )
+
+
+def _estimates(d_hat: jax.Array, s: StepNumbers) -> tuple[Any, Any]:
+    """The new d and d_max. The first d above d0 may be any; later ones grow by growth_rate."""
+    d = jnp.where(s.is_start, jnp.maximum(s.d, d_hat), s.d)
+    d_max = jnp.maximum(s.d_max, d_hat)
+    # Not d * inf: its derivative is NaN, even where it is not chosen.
+    rate = as_float(jnp.asarray(s.growth_rate, float_dtype()))
+    bounded = jnp.isfinite(rate)
+    bound = d * jnp.where(bounded, rate, jnp.ones_like(rate))
+    return jnp.where(bounded, jnp.minimum(d_max, bound), d_max), d_max
+
+
+def leaf(g: jax.Array, p: Any, buffers: Buffers, s: StepNumbers) -> tuple[jax.Array, Buffers]:
+    *averages, start = buffers
+    new = (
+        s.beta1 * averages[0] + s.grad_weight * g,
+        s.beta2 * averages[1] + s.square_weight * g * g,
+        s.beta3 * averages[2] + s.sum_weight * g,
+    )
+    kept = [jnp.where(s.idle > 0, old, x) for x, old in zip(new, averages, strict=True)]
+    update = -s.dlr * kept[0] / (sqrt(kept[1]) + s.eps)
+    if s.decay is not None:
+        update = update - s.dlr * s.weight_decay * p
+    return jnp.where(s.held > 0, jnp.zeros_like(update), update), (*kept, start)
+
+
+RULE = Rule(
+    "Prodigy",
+    ProdigyState,
+    init,
+    scalars,
+    leaf,
+    whole_tree=WholeTree(measure, settle),
+    carried=Carried(("d", "d_max", "d_numerator", "steps_taken"), start, in_float32=False),
+    decay=Decay.BY_LEAF,
+    needs_params="the step size depends on how far the parameters have come",
+)
+
+
+@per_leaf(RULE)
 def prodigy(
     lr: Hyperparameter = 1.0,
     betas: tuple[Hyperparameter, Hyperparameter] = (0.9, 0.999),
@@ -96,7 +198,7 @@ def prodigy(
     growth_rate: Hyperparameter = float("inf"),
     *,
     maximize: bool = False,
-) -> GradientTransformation:
+) -> None:
     """Prodigy: Adam whose step size is estimated from how far the parameters have come.
 
     One estimate serves the whole tree. Leave lr at 1, or at a schedule that starts there and falls
@@ -131,91 +233,6 @@ def prodigy(
     checks.at_least_zero("growth_rate", growth_rate, "Invalid growth_rate value")
     if beta3 is not None:
         _check_beta3(beta3)
-    hyperparameters = {
-        "lr": lr,
-        "betas": tuple(betas),
-        "beta3": beta3,
-        "eps": eps,
-        "weight_decay": weight_decay,
-        "d0": d0,
-        "d_coef": d_coef,
-        "growth_rate": growth_rate,
-    }
-
-    def init(params: Params) -> ProdigyState:
-        h = hyperparameters_at(hyperparameters, jnp.zeros((), jnp.int32))
-        ps, treedef = leaves.flatten(params)
-        dtypes = [jnp.result_type(p) for p in ps if not leaves.has_no_update(p)]
-        dtype = leaves.real_dtype(leaves.widest(jnp.float32, *dtypes))
-        return ProdigyState(
-            jnp.zeros((), jnp.int32),
-            jnp.array(h.d0, dtype),  # twice, for two buffers must not share memory
-            jnp.array(h.d0, dtype),
-            jnp.zeros((), dtype),
-            **_trees([_first_buffers(p) for p in ps], treedef),
-            steps_taken=jnp.zeros((), jnp.int32) if use_bias_correction else None,
-        )
-
-    def update(
-        grads: Updates, state: ProdigyState, params: Params | None = None, **extra: Any
-    ) -> tuple[Updates, ProdigyState]:
-        checks.state("prodigy", ProdigyState, state)
-        checks.given(
-            "prodigy", "params", params, "the step size depends on how far the parameters have come"
-        )
-        step = jnp.asarray(state.step)
-        h = _numbers(hyperparameters_at(hyperparameters, step))
-        gs, ps, buffers, treedef = _aligned(grads, state, params)
-        trained = [i for i, pair in enumerate(zip(gs, ps, strict=True)) if _has_update(*pair)]
-
-        d = as_float(state.d)
-        dlr = d * h.lr * _bias_correction(h, state.steps_taken)
-        idle = jnp.asarray(h.lr <= 0)
-        s = Scalars(
-            {"maximize": maximize},
-            l2=None if decoupled_weight_decay else h.weight_decay,
-            beta1=h.beta1,
-            beta2=h.beta2,
-            beta3=h.beta3,
-            grad_weight=d * (1 - h.beta1),
-            square_weight=d * d * (1 - h.beta2),
-            sum_weight=d / h.d0 * (d if safeguard_warmup else dlr),
-        )
-        way = size = jnp.zeros((), float_dtype())
-        for i in trained:
-            new, leaf_way, leaf_size = _accumulated(gs[i], ps[i], buffers[i], idle, s)
-            buffers[i] = (*new, buffers[i][-1])
-            way, size = way + as_float(leaf_way), size + as_float(leaf_size)
-
-        held = idle | (size == 0)
-        numerator = h.beta3 * as_float(state.d_numerator) + d / h.d0 * dlr * way
-        d_hat = h.d_coef * numerator / jnp.where(held, jnp.ones_like(size), size)
-        new_d, d_max = _estimates(d_hat, h, state)
-        decay = h.weight_decay if decoupled_weight_decay else None
-        s = Scalars(dlr=dlr, eps=new_d * h.eps, decay=None if decay is None else dlr * decay)
-        updates: list[Any] = [None] * len(gs)
-        for i in trained:
-            updates[i] = _step(ps[i], buffers[i], held, s)
-
-        def unless_held(new: jax.Array, old: Any) -> jax.Array:
-            old = jnp.asarray(old)
-            return jnp.where(held, old, new.astype(old.dtype))
-
-        taken = state.steps_taken
-        new_state = ProdigyState(
-            step + 1,
-            unless_held(new_d, state.d),
-            unless_held(d_max, state.d_max),
-            unless_held(numerator, state.d_numerator),
-            **_trees(buffers, treedef),
-            steps_taken=None if taken is None else unless_held(jnp.asarray(taken) + 1, taken),
-        )
-        return treedef.unflatten(updates), new_state
-
-    return GradientTransformation(init, update)
-
-
-prodigy.__doc__ = completed(prodigy, ProdigyState.__name__)
 
 
 def _check_above_zero(name: str, value: Any, message: str) -> None:
@@ -228,121 +245,3 @@ def _check_beta3(beta3: Any) -> None:
     checks.kind("beta3", beta3)
     if is_number(beta3) and not 0.0 <= beta3 <= 1.0:
         raise ValueError(f"Invalid beta3 value: {beta3}")
-
-
-def _numbers(h: SimpleNamespace) -> SimpleNamespace:
-    """The hyperparameters as Python or wide floats; a weight decay of the number 0 is `None`."""
-
-    def wide(x: Any) -> Any:
-        return float(x) if is_number(x) else as_float(x)
-
-    beta1, beta2 = map(wide, h.betas)
-    no_decay = is_number(h.weight_decay) and h.weight_decay == 0
-    return SimpleNamespace(
-        lr=wide(h.lr),
-        beta1=beta1,
-        beta2=beta2,
-        beta3=sqrt(beta2) if h.beta3 is None else wide(h.beta3),
-        eps=wide(h.eps),
-        weight_decay=None if no_decay else wide(h.weight_decay),
-        d0=wide(h.d0),
-        d_coef=wide(h.d_coef),
-        growth_rate=wide(h.growth_rate),
-    )
-
-
-def _bias_correction(h: SimpleNamespace, steps_taken: Any) -> Any:
-    if steps_taken is None:
-        return 1.0
-    t = as_float(steps_taken) + 1
-    return sqrt(one_minus_power(h.beta2, t)) / one_minus_power(h.beta1, t)
-
-
-def _estimates(d_hat: jax.Array, h: SimpleNamespace, state: ProdigyState) -> tuple[Any, Any]:
-    """The new d and d_max. The first d above d0 may be any; later ones grow by growth_rate."""
-    d0 = jnp.asarray(h.d0, jnp.asarray(state.d).dtype)
-    d = as_float(state.d)
-    d = jnp.where(state.d == d0, jnp.maximum(d, d_hat), d)
-    d_max = jnp.maximum(as_float(state.d_max), d_hat)
-    # Not d * inf: its derivative is NaN, even where it is not chosen.
-    rate = as_float(jnp.asarray(h.growth_rate, float_dtype()))
-    bounded = jnp.isfinite(rate)
-    bound = d * jnp.where(bounded, rate, jnp.ones_like(rate))
-    return jnp.where(bounded, jnp.minimum(d_max, bound), d_max), d_max
-
-
-def _has_update(g: Any, p: Any) -> bool:
-    if leaves.is_sparse(g):
-        raise RuntimeError("Prodigy does not support sparse gradients")
-    return not (leaves.has_no_update(g) or leaves.has_no_update(p))
-
-
-def _first_buffers(p: Any) -> Buffers:
-    if leaves.has_no_update(p):
-        return (None,) * len(BUFFERS)
-    p = jnp.asarray(p)
-    return jnp.zeros_like(p), jnp.zeros_like(p), jnp.zeros_like(p), jnp.copy(p)
-
-
-def _trees(buffers: list[Buffers], treedef: Any) -> dict[str, Any]:
-    """One tree of the params' structure per buffer, by name."""
-    return {
-        name: treedef.unflatten([leaf[i] for leaf in buffers]) for i, name in enumerate(BUFFERS)
-    }
-
-
-def _aligned(
-    grads: Updates, state: ProdigyState, params: Params
-) -> tuple[leaves.Leaves, leaves.Leaves, list[Buffers], Any]:
-    """Gradients, parameters and buffers, leaf by leaf in one order, and that order's treedef."""
-    ps, treedef = leaves.flatten(params)
-    gs = leaves.flatten_like(grads, treedef, "grads")
-    leaves.check_shapes(gs, ps, treedef, "grads")
-    columns = [leaves.flatten_like(getattr(state, name), treedef, "state") for name in BUFFERS]
-    for column in columns:
-        leaves.check_shapes(column, ps, treedef, "state")
-    return gs, ps, list(zip(*columns, strict=True)), treedef
-
-
-@jax.jit
-def _accumulated(
-    g: Any, p: Any, buffers: Buffers, idle: jax.Array, s: Scalars
-) -> tuple[Buffers, jax.Array, jax.Array]:
-    """A leaf's new buffers (p0 stays), and its shares of the two sums that d is estimated from."""
-    if jnp.iscomplexobj(g) and not jnp.iscomplexobj(p):
-        raise TypeError(f"a gradient of dtype {g.dtype} cannot update a parameter of {p.dtype}")
-    dtype = leaves.real_dtype(p.dtype)
-    gradient = leaves.to_real(g.astype(leaves.widest(g.dtype, p.dtype)), dtype)
-    parameter = leaves.to_real(p, dtype)
-    exp_avg, exp_avg_sq, total, start = (leaves.to_real(b, dtype) for b in buffers)
-    s = _in_dtype(s, dtype)
-    if s.maximize:
-        gradient = -gradient
-    if s.l2 is not None:
-        gradient = gradient + s.l2 * parameter
-    new = (
-        s.beta1 * exp_avg + s.grad_weight * gradient,
-        s.beta2 * exp_avg_sq + s.square_weight * gradient * gradient,
-        s.beta3 * total + s.sum_weight * gradient,
-    )
-    kept = tuple(
-        jnp.where(idle, old, leaves.from_real(x, old.dtype))
-        for x, old in zip(new, buffers[:3], strict=True)
-    )
-    return kept, jnp.sum(gradient * (start - parameter)), jnp.sum(jnp.abs(new[2]))
-
-
-@jax.jit
-def _step(p: Any, buffers: Buffers, held: jax.Array, s: Scalars) -> jax.Array:
-    """A leaf's update, in the parameter's dtype."""
-    dtype = leaves.real_dtype(p.dtype)
-    exp_avg, exp_avg_sq = (leaves.to_real(b, dtype) for b in buffers[:2])
-    s = _in_dtype(s, dtype)
-    update = -s.dlr * exp_avg / (sqrt(exp_avg_sq) + s.eps)
-    if s.decay is not None:
-        update = update - s.decay * leaves.to_real(p, dtype)
-    return leaves.from_real(jnp.where(held, jnp.zeros_like(update), update), p.dtype)
-
-
-def _in_dtype(s: Scalars, dtype: Any) -> Scalars:
-    return jax.tree.map(lambda x: jnp.asarray(x).astype(dtype), s)

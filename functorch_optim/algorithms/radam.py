@@ -20,10 +20,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from functorch_optim import checks
-from functorch_optim.base import Hyperparameter, PerParam, Scalar
-from functorch_optim.per_leaf import Buffers, Rule, Scalars, per_leaf, zeros
-from functorch_optim.scalars import is_number, log, maximum, one_minus_power, sqrt, where
+from functorch_optim.core import checks
+from functorch_optim.core.arithmetic import is_number, log, maximum, one_minus_power, sqrt, where
+from functorch_optim.core.pair import Hyperparameter, PerParam, Scalar
+from functorch_optim.rules import Buffers, Rule, StepNumbers, per_leaf, zeros
 
 
 class RAdamState(NamedTuple):
@@ -55,7 +55,7 @@ def _coth_without_pole(y: Any) -> Any:
     return jnp.where(y < 1, near / fraction, 1 / jnp.tanh(far) - 1 / far)
 
 
-def scalars(t: Any, h: SimpleNamespace) -> Scalars:
+def scalars(t: Any, h: SimpleNamespace) -> StepNumbers:
     beta1, beta2 = h.betas
     rho = 2 / (1 - beta2) - 1
     rho_t = length_of_average(beta2, t)
@@ -63,7 +63,7 @@ def scalars(t: Any, h: SimpleNamespace) -> Scalars:
     r = where(rectified, rho_t, 6.0)  # any value with a root: the branch not taken
     limit = where(rectified, rho, 6.0)
     ratio = (r - 4) * (r - 2) * limit / ((limit - 4) * (limit - 2) * r)
-    return Scalars(
+    return StepNumbers(
         beta1=beta1,
         beta2=beta2,
         grad_weight=1 - beta1,
@@ -75,7 +75,7 @@ def scalars(t: Any, h: SimpleNamespace) -> Scalars:
     )
 
 
-def leaf(g: jax.Array, p: Any, buffers: Buffers, s: Scalars) -> tuple[jax.Array, Buffers]:
+def leaf(g: jax.Array, p: Any, buffers: Buffers, s: StepNumbers) -> tuple[jax.Array, Buffers]:
     m, v = buffers
     m = s.beta1 * m + s.grad_weight * g
     v = s.beta2 * v + s.square_weight * g * g

@@ -19,10 +19,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from functorch_optim import checks
-from functorch_optim.base import Hyperparameter, PerParam, Scalar
-from functorch_optim.per_leaf import Buffers, Rule, Scalars, per_leaf
-from functorch_optim.scalars import is_number, sqrt
+from functorch_optim.core import checks
+from functorch_optim.core.arithmetic import is_number, sqrt
+from functorch_optim.core.pair import Hyperparameter, PerParam, Scalar
+from functorch_optim.rules import Buffers, Rule, StepNumbers, per_leaf
 
 
 class RMSpropState(NamedTuple):
@@ -43,11 +43,13 @@ def init(p: jax.Array, h: SimpleNamespace) -> Buffers:
     )
 
 
-def scalars(t: Any, h: SimpleNamespace) -> Scalars:
-    return Scalars(lr=h.lr, alpha=h.alpha, new_weight=1 - h.alpha, momentum=h.momentum, eps=h.eps)
+def scalars(t: Any, h: SimpleNamespace) -> StepNumbers:
+    return StepNumbers(
+        lr=h.lr, alpha=h.alpha, new_weight=1 - h.alpha, momentum=h.momentum, eps=h.eps
+    )
 
 
-def leaf(g: jax.Array, p: Any, buffers: Buffers, s: Scalars) -> tuple[jax.Array, Buffers]:
+def leaf(g: jax.Array, p: Any, buffers: Buffers, s: StepNumbers) -> tuple[jax.Array, Buffers]:
     v, buf, mean = buffers
     v = s.alpha * v + s.new_weight * g * g
     variance = v

@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from functorch_optim import checks
-from functorch_optim.base import Hyperparameter, PerParam, Scalar
-from functorch_optim.per_leaf import Buffers, Rule, Scalars, per_leaf
-from functorch_optim.scalars import is_number
+from functorch_optim.core import checks
+from functorch_optim.core.arithmetic import is_number
+from functorch_optim.core.pair import Hyperparameter, PerParam, Scalar
+from functorch_optim.rules import Buffers, Rule, StepNumbers, per_leaf
 
 
 class RpropState(NamedTuple):
@@ -35,12 +35,12 @@ def init(p: jax.Array, h: SimpleNamespace) -> Buffers:
     return jnp.zeros_like(p), jnp.full_like(p, h.lr)
 
 
-def scalars(t: Any, h: SimpleNamespace) -> Scalars:
+def scalars(t: Any, h: SimpleNamespace) -> StepNumbers:
     (eta_minus, eta_plus), (smallest, largest) = h.etas, h.step_sizes
-    return Scalars(eta_minus=eta_minus, eta_plus=eta_plus, smallest=smallest, largest=largest)
+    return StepNumbers(eta_minus=eta_minus, eta_plus=eta_plus, smallest=smallest, largest=largest)
 
 
-def leaf(g: jax.Array, p: Any, buffers: Buffers, s: Scalars) -> tuple[jax.Array, Buffers]:
+def leaf(g: jax.Array, p: Any, buffers: Buffers, s: StepNumbers) -> tuple[jax.Array, Buffers]:
     prev, step_size = buffers
     agreement = g * prev
     one = jnp.ones_like(g)

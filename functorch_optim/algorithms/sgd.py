@@ -18,10 +18,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from functorch_optim import checks
-from functorch_optim.base import Hyperparameter, PerParam, Scalar
-from functorch_optim.per_leaf import Buffers, Rule, Scalars, per_leaf
-from functorch_optim.scalars import is_number, where
+from functorch_optim.core import checks
+from functorch_optim.core.arithmetic import is_number, where
+from functorch_optim.core.pair import Hyperparameter, PerParam, Scalar
+from functorch_optim.rules import Buffers, Rule, SparseGradients, StepNumbers, TorchFacts, per_leaf
 
 
 class SGDState(NamedTuple):
@@ -39,8 +39,8 @@ def init(p: jax.Array, h: SimpleNamespace) -> Buffers:
     return (jnp.zeros_like(p) if _has_momentum(h.momentum) else None,)
 
 
-def scalars(t: Any, h: SimpleNamespace) -> Scalars:
-    return Scalars(
+def scalars(t: Any, h: SimpleNamespace) -> StepNumbers:
+    return StepNumbers(
         flags={"nesterov": h.nesterov},
         lr=h.lr,
         momentum=h.momentum,
@@ -48,7 +48,7 @@ def scalars(t: Any, h: SimpleNamespace) -> Scalars:
     )
 
 
-def leaf(g: jax.Array, p: Any, buffers: Buffers, s: Scalars) -> tuple[jax.Array, Buffers]:
+def leaf(g: jax.Array, p: Any, buffers: Buffers, s: StepNumbers) -> tuple[jax.Array, Buffers]:
     (buf,) = buffers
     if buf is None:
         return -s.lr * g, (None,)
@@ -63,8 +63,8 @@ RULE = Rule(
     init,
     scalars,
     leaf,
-    sparse=lambda h: not _has_momentum(h.momentum),
-    torch_has_step=False,
+    sparse=SparseGradients(lambda h: not _has_momentum(h.momentum)),
+    torch=TorchFacts(has_step=False),
 )
 
 

@@ -16,10 +16,18 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from functorch_optim import checks
-from functorch_optim.base import Hyperparameter, PerParam, Scalar
-from functorch_optim.per_leaf import Buffers, Rule, Scalars, per_leaf, zeros
-from functorch_optim.scalars import is_number, one_minus_power, sqrt
+from functorch_optim.core import checks
+from functorch_optim.core.arithmetic import is_number, one_minus_power, sqrt
+from functorch_optim.core.pair import Hyperparameter, PerParam, Scalar
+from functorch_optim.rules import (
+    Buffers,
+    Rule,
+    SparseGradients,
+    StepNumbers,
+    TorchFacts,
+    per_leaf,
+    zeros,
+)
 
 
 class SparseAdamState(NamedTuple):
@@ -30,9 +38,9 @@ class SparseAdamState(NamedTuple):
     exp_avg_sq: PerParam
 
 
-def scalars(t: Any, h: SimpleNamespace) -> Scalars:
+def scalars(t: Any, h: SimpleNamespace) -> StepNumbers:
     beta1, beta2 = h.betas
-    return Scalars(
+    return StepNumbers(
         grad_weight=1 - beta1,
         square_weight=1 - beta2,
         step_size=h.lr * sqrt(one_minus_power(beta2, t)) / one_minus_power(beta1, t),
@@ -40,7 +48,7 @@ def scalars(t: Any, h: SimpleNamespace) -> Scalars:
     )
 
 
-def leaf(g: jax.Array, p: Any, buffers: Buffers, s: Scalars) -> tuple[jax.Array, Buffers]:
+def leaf(g: jax.Array, p: Any, buffers: Buffers, s: StepNumbers) -> tuple[jax.Array, Buffers]:
     m, v = buffers
     m = m + s.grad_weight * (g - m)
     v = v + s.square_weight * (g * g - v)
@@ -58,11 +66,12 @@ RULE = Rule(
     zeros(2),
     scalars,
     leaf,
-    sparse=lambda h: True,
-    dense_error="SparseAdam does not support dense gradients, please consider Adam instead",
-    torch_step_is_int=True,
     accepts=accepts,
-    lists_complex=True,
+    sparse=SparseGradients(
+        lambda h: True,
+        dense_error="SparseAdam does not support dense gradients, please consider Adam instead",
+    ),
+    torch=TorchFacts(step_is_int=True, lists_complex=True),
 )
 
 

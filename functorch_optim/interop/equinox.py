@@ -7,14 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from functorch_optim.base import (
-    GradientTransformation,
-    Params,
-    State,
-    Updates,
-    member,
-    value_equal,
-)
+from functorch_optim.core.equal_pairs import value_equal
+from functorch_optim.core.pair import GradientTransformation, Params, State, Updates, member
 
 try:
     import equinox as eqx

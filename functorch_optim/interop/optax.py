@@ -12,8 +12,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from functorch_optim import leaves
-from functorch_optim.base import Params, State, Updates, member, value_equal
+from functorch_optim.core import trees
+from functorch_optim.core.equal_pairs import value_equal
+from functorch_optim.core.pair import Params, State, Updates, member
 
 try:
     import optax
@@ -44,8 +45,8 @@ def to_optax(tx: Any) -> Any:
         updates: Updates, state: State, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, State]:
         new, state = inner.update(updates, state, params, **extra)
-        likes, treedef = leaves.flatten(updates if params is None else params)
-        changes = leaves.flatten_like(new, treedef, "updates")
+        likes, treedef = trees.flatten(updates if params is None else params)
+        changes = trees.flatten_like(new, treedef, "updates")
         dense = [_dense(change, like) for change, like in zip(changes, likes, strict=True)]
         return treedef.unflatten(dense), state
 
@@ -54,9 +55,9 @@ def to_optax(tx: Any) -> Any:
 
 def _dense(update: Any, like: Any) -> Any:
     """An update as an array: zeros like the parameter (or the gradient) where there is none."""
-    if leaves.is_sparse(update):
+    if trees.is_sparse(update):
         return update.todense()
     if like is None or update is not None:
         return update
     # Without params, an integer's gradient says nothing of its dtype: bool + integer is that.
-    return jnp.zeros(np.shape(like), bool) if leaves.is_float0(like) else jnp.zeros_like(like)
+    return jnp.zeros(np.shape(like), bool) if trees.is_float0(like) else jnp.zeros_like(like)

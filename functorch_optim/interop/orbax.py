@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from functorch_optim import leaves
+from functorch_optim.core import trees
 
 
 class CarriedOver(NamedTuple):
@@ -91,7 +91,7 @@ def _option(name: str, value: Any) -> Any:
 
 def _by_name(tree: Any) -> dict[str, Any]:
     paths = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {leaves.dotted(path): leaf for path, leaf in paths}
+    return {trees.dotted(path): leaf for path, leaf in paths}
 
 
 def _described(x: Any) -> str:

@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
-from functorch_optim.interop import files
-from functorch_optim.scalars import float_dtype
+from functorch_optim.core.arithmetic import float_dtype
+from functorch_optim.interop import whole_files as files
 from functorch_optim.stateful.parameter import Parameter
 
 try:

@@ -10,8 +10,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from functorch_optim.base import Number
-from functorch_optim.scalars import as_float, equal, sin, subtract, where
+from functorch_optim.core.arithmetic import as_float, equal, sin, subtract, where
+from functorch_optim.core.pair import Number
 
 
 def along_line(start: Number, end: Number, done: Number, length: Number) -> Any:

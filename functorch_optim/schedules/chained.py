@@ -9,8 +9,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from functorch_optim.base import Schedule
-from functorch_optim.scalars import as_float
+from functorch_optim.core.arithmetic import as_float
+from functorch_optim.core.pair import Schedule
 from functorch_optim.schedules.factory import schedule_factory
 
 

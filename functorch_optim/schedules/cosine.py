@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from functorch_optim.base import Number, Schedule
-from functorch_optim.scalars import remainder, subtract
+from functorch_optim.core.arithmetic import remainder, subtract
+from functorch_optim.core.pair import Number, Schedule
 from functorch_optim.schedules.annealing import along_cosine
 from functorch_optim.schedules.factory import check_length, schedule_factory
 

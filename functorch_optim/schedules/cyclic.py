@@ -15,8 +15,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from functorch_optim.base import Number, Schedule
-from functorch_optim.scalars import as_float, at_least, power, quotient, remainder, subtract, where
+from functorch_optim.core.arithmetic import (
+    as_float,
+    at_least,
+    power,
+    quotient,
+    remainder,
+    subtract,
+    where,
+)
+from functorch_optim.core.pair import Number, Schedule
 from functorch_optim.schedules.factory import is_array, schedule_factory
 
 Scale = Callable[[Any], Any]

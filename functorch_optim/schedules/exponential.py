@@ -5,8 +5,8 @@ value(count) = lr * gamma ** count
 
 from __future__ import annotations
 
-from functorch_optim.base import Number, Schedule
-from functorch_optim.scalars import power
+from functorch_optim.core.arithmetic import power
+from functorch_optim.core.pair import Number, Schedule
 from functorch_optim.schedules.factory import schedule_factory
 
 

@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from functorch_optim.base import Schedule, value_equal
-from functorch_optim.scalars import as_float, is_number
+from functorch_optim.core.arithmetic import as_float, is_number
+from functorch_optim.core.equal_pairs import value_equal
+from functorch_optim.core.pair import Schedule
 
 P = ParamSpec("P")
 

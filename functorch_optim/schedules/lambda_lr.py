@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from functorch_optim.base import Number, Schedule
-from functorch_optim.scalars import as_float
+from functorch_optim.core.arithmetic import as_float
+from functorch_optim.core.pair import Number, Schedule
 from functorch_optim.schedules.factory import schedule_factory
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from functorch_optim.base import Number, Schedule
-from functorch_optim.scalars import is_number, minimum
+from functorch_optim.core.arithmetic import is_number, minimum
+from functorch_optim.core.pair import Number, Schedule
 from functorch_optim.schedules.annealing import along_line
 from functorch_optim.schedules.factory import check_length, schedule_factory
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import jax
 
-from functorch_optim.base import Number, Schedule
-from functorch_optim.scalars import at_least, power, where
+from functorch_optim.core.arithmetic import at_least, power, where
+from functorch_optim.core.pair import Number, Schedule
 from functorch_optim.schedules.factory import schedule_factory
 
 

@@ -12,8 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from functorch_optim.base import Number, Schedule
-from functorch_optim.scalars import as_float, is_number
+from functorch_optim.core.arithmetic import as_float, is_number
+from functorch_optim.core.pair import Number, Schedule
 from functorch_optim.schedules.factory import schedule_factory
 from functorch_optim.schedules.lambda_lr import check_function
 

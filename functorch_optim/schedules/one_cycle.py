@@ -15,8 +15,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from functorch_optim.base import Number, Schedule
-from functorch_optim.scalars import as_float, at_least, is_number, subtract, where
+from functorch_optim.core.arithmetic import as_float, at_least, is_number, subtract, where
+from functorch_optim.core.pair import Number, Schedule
 from functorch_optim.schedules.annealing import strategy
 from functorch_optim.schedules.factory import check_length, is_array, schedule_factory
 

@@ -6,8 +6,8 @@ value(count) = schedule(floor(count / steps_per_epoch))    or, fractional,
 
 from __future__ import annotations
 
-from functorch_optim.base import Number, Schedule
-from functorch_optim.scalars import as_float, quotient
+from functorch_optim.core.arithmetic import as_float, quotient
+from functorch_optim.core.pair import Number, Schedule
 from functorch_optim.schedules.factory import check_length, schedule_factory
 
 

@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from functorch_optim.base import Number, Scalar, value_equal
-from functorch_optim.scalars import at_least, float_dtype, is_number, maximum, where
+from functorch_optim.core.arithmetic import at_least, float_dtype, is_number, maximum, where
+from functorch_optim.core.equal_pairs import value_equal
+from functorch_optim.core.pair import Number, Scalar
 
 
 class PlateauState(NamedTuple):

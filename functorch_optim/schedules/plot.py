@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from functorch_optim.base import Schedule
+from functorch_optim.core.pair import Schedule
 from functorch_optim.schedules.factory import check_length
 
 POINTS = 2000  # at most, on a curve

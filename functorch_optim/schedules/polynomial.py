@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from functorch_optim import scalars
-from functorch_optim.base import Number, Schedule
-from functorch_optim.scalars import as_float, equal, minimum, subtract, where
+from functorch_optim.core import arithmetic
+from functorch_optim.core.arithmetic import as_float, equal, minimum, subtract, where
+from functorch_optim.core.pair import Number, Schedule
 from functorch_optim.schedules.factory import check_length, schedule_factory
 
 
@@ -33,6 +33,6 @@ def polynomial_lr(lr: Number, total_iters: Number = 5, power: Number = 1.0) -> S
         over = equal(left, 0)
         base = as_float(where(over, 1, left)) / as_float(total_iters)
         at_end = where(equal(power, 0), 1.0, 0.0)
-        return lr * where(over, at_end, scalars.power(base, power))
+        return lr * where(over, at_end, arithmetic.power(base, power))
 
     return schedule

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from functorch_optim.base import Number, Schedule
-from functorch_optim.scalars import at_least, is_number, maximum, subtract, where
+from functorch_optim.core.arithmetic import at_least, is_number, maximum, subtract, where
+from functorch_optim.core.pair import Number, Schedule
 from functorch_optim.schedules.factory import schedule_factory
 
 

@@ -5,8 +5,8 @@ value(count) = lr * gamma ** floor(count / step_size)
 
 from __future__ import annotations
 
-from functorch_optim.base import Number, Schedule
-from functorch_optim.scalars import power, quotient
+from functorch_optim.core.arithmetic import power, quotient
+from functorch_optim.core.pair import Number, Schedule
 from functorch_optim.schedules.factory import check_length, schedule_factory
 
 

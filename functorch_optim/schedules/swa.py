@@ -8,8 +8,8 @@ Izmailov et al., "Averaging Weights Leads to Wider Optima and Better Generalizat
 
 from __future__ import annotations
 
-from functorch_optim.base import Number, Schedule
-from functorch_optim.scalars import minimum
+from functorch_optim.core.arithmetic import minimum
+from functorch_optim.core.pair import Number, Schedule
 from functorch_optim.schedules.annealing import strategy
 from functorch_optim.schedules.factory import is_array, schedule_factory
 

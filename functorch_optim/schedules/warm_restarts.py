@@ -14,8 +14,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from functorch_optim.base import Number, Schedule
-from functorch_optim.scalars import align, as_float, float_dtype, is_number, remainder
+from functorch_optim.core.arithmetic import align, as_float, float_dtype, is_number, remainder
+from functorch_optim.core.pair import Number, Schedule
 from functorch_optim.schedules.annealing import along_cosine
 from functorch_optim.schedules.factory import check_length, is_array, schedule_factory
 

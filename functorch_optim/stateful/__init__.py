@@ -18,12 +18,12 @@ from functorch_optim.stateful.classes import (
     Rprop,
     SparseAdam,
 )
-from functorch_optim.stateful.clip_grad import clip_grad_norm_, clip_grad_value_
+from functorch_optim.stateful.clipping import clip_grad_norm_, clip_grad_value_
+from functorch_optim.stateful.grouping import group_by_path
 from functorch_optim.stateful.lbfgs import LBFGS
 from functorch_optim.stateful.model import named_parameters, parameters, values
 from functorch_optim.stateful.optimizer import Optimizer
 from functorch_optim.stateful.parameter import Parameter
-from functorch_optim.stateful.paths import group_by_path
 from functorch_optim.stateful.torch_class import from_transformation
 
 __all__ = [

@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from functorch_optim import averaging, leaves
-from functorch_optim.averaging import AverageState, WeightAverage
+from functorch_optim.averages import weights
+from functorch_optim.averages.weights import AverageState, WeightAverage
+from functorch_optim.core import trees
 from functorch_optim.stateful.model import parameters, values
 from functorch_optim.stateful.parameter import Parameter
 
@@ -105,9 +106,9 @@ class AveragedModel:
           TypeError, ValueError: it differs in structure or shape; nothing is changed then.
         """
         own, treedef, places = parts(self.module)
-        given = leaves.flatten_like(model, treedef, "model", "the averaged model")
+        given = trees.flatten_like(model, treedef, "model", "the averaged model")
         given = [x.data if isinstance(x, Parameter) else x for x in given]
-        leaves.check_shapes(given, own, treedef, "model", "the averaged model")
+        trees.check_shapes(given, own, treedef, "model", "the averaged model")
         current = {
             x: _placed_like(x, y)
             for x, y in zip(own, given, strict=True)
@@ -177,7 +178,7 @@ class AveragedModel:
     def _named(self) -> dict[str, Any]:
         """The arrays by their keys in a state_dict: parameters, then buffers."""
         named = {
-            "module." + leaves.dotted(path): x
+            "module." + trees.dotted(path): x
             for path, x in jax.tree_util.tree_flatten_with_path(self.module)[0]
         }
         cells = {key: x for key, x in named.items() if isinstance(x, Parameter)}
@@ -186,10 +187,10 @@ class AveragedModel:
     @functools.cached_property
     def _average(self) -> WeightAverage:
         if self.multi_avg_fn is not None:
-            return averaging.joint_average(self.multi_avg_fn)
+            return weights.joint_average(self.multi_avg_fn)
         if self.avg_fn is not None:
-            return averaging.average(self.avg_fn)
-        return averaging.swa_average()
+            return weights.average(self.avg_fn)
+        return weights.swa_average()
 
     def __getstate__(self) -> dict[str, Any]:
         # The pair consists of closures, which cannot be pickled; it is made anew when needed.
@@ -198,7 +199,7 @@ class AveragedModel:
 
 def parts(model: Model) -> tuple[list[Any], jax.tree_util.PyTreeDef, list[int]]:
     """A model's leaves, its structure, and which of the leaves are buffers."""
-    flat, treedef = leaves.flatten(model)
+    flat, treedef = trees.flatten(model)
     return flat, treedef, [i for i, x in enumerate(flat) if _is_array(x)]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from functorch_optim.leaves import add
+from functorch_optim.core.updating import add
 from functorch_optim.stateful.model import Skeleton, arrays, split
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from functorch_optim import leaves
-from functorch_optim.base import GradientTransformation
-from functorch_optim.stateful.members import Members
+from functorch_optim.core import trees
+from functorch_optim.core.pair import GradientTransformation
+from functorch_optim.stateful.memory.members import Members
 
 
 def lent(memory: Any, parts: Sequence[Any], tree: Any) -> tuple[GradientTransformation, Any, Any]:
@@ -18,17 +18,17 @@ def lent(memory: Any, parts: Sequence[Any], tree: Any) -> tuple[GradientTransfor
     The pair is made of one pair for each cohort: the parameters that have hyperparameters and step
     in common.
     """
-    cells, treedef = leaves.flatten(tree)
+    cells, treedef = trees.flatten(tree)
     cohorts = memory.cohorts(parts, cells)
     pairs = [(memory.factory(**values), where) for values, where in cohorts]
 
     def init(params: Any) -> Any:
-        ps = leaves.flatten_like(params, treedef, "params", "the optimizer's parameters")
+        ps = trees.flatten_like(params, treedef, "params", "the optimizer's parameters")
         return tuple(tx.init(Members(ps[i] for i in where)) for tx, where in pairs)
 
     def update(grads: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
-        gs = leaves.flatten_like(grads, treedef, "grads")
-        ps = None if params is None else leaves.flatten_like(params, treedef, "params")
+        gs = trees.flatten_like(grads, treedef, "grads")
+        ps = None if params is None else trees.flatten_like(params, treedef, "params")
         updates: list[Any] = [None] * len(gs)
         new_state = []
         for (tx, where), old in zip(pairs, state, strict=True):
@@ -46,8 +46,8 @@ def lent(memory: Any, parts: Sequence[Any], tree: Any) -> tuple[GradientTransfor
 
 def take_back(memory: Any, parts: Sequence[Any], tree: Any, params: Any, state: Any) -> None:
     """Puts values and state of the pair of `lent` into the Parameters and the memory."""
-    cells, treedef = leaves.flatten(tree)
-    given = leaves.flatten_like(params, treedef, "params", "the optimizer's parameters")
+    cells, treedef = trees.flatten(tree)
+    given = trees.flatten_like(params, treedef, "params", "the optimizer's parameters")
     arrays = [jnp.asarray(value) for value in given]
     for p, value in zip(cells, arrays, strict=True):
         p.check_like("value", value)

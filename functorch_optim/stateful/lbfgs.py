@@ -9,15 +9,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from functorch_optim import leaves
 from functorch_optim.algorithms import lbfgs as algorithm
 from functorch_optim.algorithms.lbfgs import Layout, LBFGSState, Numbers, Run
-from functorch_optim.base import GradientTransformation
-from functorch_optim.stateful import program
-from functorch_optim.stateful.lbfgs_memory import DEFAULTS, LBFGSMemory, SearchPlan
+from functorch_optim.core import trees
+from functorch_optim.core.pair import GradientTransformation
+from functorch_optim.stateful.memory.of_lbfgs import DEFAULTS, LBFGSMemory, SearchPlan
 from functorch_optim.stateful.model import arrays, split
 from functorch_optim.stateful.optimizer import Optimizer
-from functorch_optim.stateful.program import Part
+from functorch_optim.stateful.step import program
+from functorch_optim.stateful.step.program import Part
 
 
 class LBFGS(Optimizer):
@@ -118,7 +118,7 @@ class LBFGS(Optimizer):
 
         def put(values: list[jax.Array]) -> None:
             for p, value in zip(parameters, values, strict=True):
-                if not leaves.has_no_update(value):  # integers are what they were
+                if not trees.has_no_update(value):  # integers are what they were
                     p.replace(value)
 
         try:
@@ -199,7 +199,7 @@ class LBFGS(Optimizer):
         """
         self._check_not_lent()
         index, group, parameters = self._only_part()
-        cells, treedef = leaves.flatten(self._tree)
+        cells, treedef = trees.flatten(self._tree)
         if cells != parameters:
             raise ValueError("to_functional: a Parameter is listed more than once")
         _, _, _, commit = prepared = self._memory.prepare([(index, group, parameters)])
@@ -220,8 +220,8 @@ class LBFGS(Optimizer):
         """
         if not self._lent:
             raise RuntimeError("nothing to take back: to_functional was not called before")
-        cells, treedef = leaves.flatten(self._tree)
-        given = leaves.flatten_like(params, treedef, "params", "the optimizer's parameters")
+        cells, treedef = trees.flatten(self._tree)
+        given = trees.flatten_like(params, treedef, "params", "the optimizer's parameters")
         values = [jnp.asarray(value) for value in given]
         for p, value in zip(cells, values, strict=True):
             p.check_like("value", value)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from functorch_optim import leaves
+from functorch_optim.core import trees
 from functorch_optim.stateful.parameter import Parameter
 
 
@@ -24,7 +24,7 @@ def parameters(tree: Any) -> Any:
 
     def boxed(path: Any, leaf: Any) -> Any:
         if isinstance(leaf, jax.Array | np.ndarray | np.generic):
-            return Parameter(leaf, name=leaves.dotted(path))
+            return Parameter(leaf, name=trees.dotted(path))
         return leaf
 
     return jax.tree_util.tree_map_with_path(boxed, tree)
@@ -39,7 +39,7 @@ def named_parameters(model: Any) -> Iterator[tuple[str, Parameter]]:
     """`("base.dense.kernel", Parameter)` for every Parameter of a model, in the tree's order."""
     for path, leaf in jax.tree_util.tree_flatten_with_path(model)[0]:
         if isinstance(leaf, Parameter):
-            yield leaves.dotted(path), leaf
+            yield trees.dotted(path), leaf
 
 
 class Skeleton(NamedTuple):

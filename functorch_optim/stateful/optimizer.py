@@ -9,8 +9,8 @@ from typing import Any
 
 import jax
 
-from functorch_optim import checks, leaves
-from functorch_optim.stateful import checkpoint, compiles, functional, groups, hooks, program
+from functorch_optim.core import checks, trees, updating
+from functorch_optim.stateful import functional, groups, hooks
 from functorch_optim.stateful.hooks import (
     Hook,
     Hooks,
@@ -18,10 +18,12 @@ from functorch_optim.stateful.hooks import (
     register_optimizer_step_post_hook,
     register_optimizer_step_pre_hook,
 )
-from functorch_optim.stateful.leaf_memory import LeafMemory
+from functorch_optim.stateful.memory import torch_layout
+from functorch_optim.stateful.memory.by_leaf import LeafMemory
 from functorch_optim.stateful.model import arrays, split, values
 from functorch_optim.stateful.parameter import Parameter
-from functorch_optim.stateful.program import Part
+from functorch_optim.stateful.step import compile_log, program
+from functorch_optim.stateful.step.program import Part
 
 __all__ = [
     "Optimizer",
@@ -117,7 +119,7 @@ class Optimizer:
         """Sets every gradient to `None`, or to zeros."""
         for p in self._parameters():
             keep = not set_to_none and p.grad is not None
-            p.grad = leaves.zeros_like(p.grad) if keep else None
+            p.grad = updating.zeros_like(p.grad) if keep else None
 
     def step(self, *args: Any, **kwargs: Any) -> Any:
         """Updates every parameter that has a gradient, all in one compiled call.
@@ -223,7 +225,7 @@ class Optimizer:
         """
         for hook in self._state_dict_pre_hooks:
             hook(self)
-        packed = checkpoint.packed(self.param_groups, self.state, self._unmatched)
+        packed = torch_layout.packed(self.param_groups, self.state, self._unmatched)
         return hooks.replaced(self._state_dict_post_hooks, self, packed)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], match: str = "position") -> None:
@@ -242,7 +244,7 @@ class Optimizer:
         """
         self._check_not_lent()
         state_dict = hooks.replaced(self._load_state_dict_pre_hooks, self, dict(state_dict))
-        found = checkpoint.matched(state_dict, self.param_groups, self._memory.fixed, match)
+        found = torch_layout.matched(state_dict, self.param_groups, self._memory.fixed, match)
         parts = self._parts(self._parameters(), found.groups)
         memory = self._memory.loaded(found.entries, parts)
         self.param_groups, self._memory, self._unmatched = found.groups, memory, found.unmatched
@@ -264,8 +266,8 @@ class Optimizer:
         Raises:
           TypeError, ValueError: they do not fit; nothing is changed then.
         """
-        cells, treedef = leaves.flatten(self._tree)
-        given = leaves.flatten_like(params, treedef, "params", "the optimizer's parameters")
+        cells, treedef = trees.flatten(self._tree)
+        given = trees.flatten_like(params, treedef, "params", "the optimizer's parameters")
         names = ("param_groups", "_memory", "_unmatched", "_trees", "_grouped", "_lent")
         live = {name: getattr(self, name) for name in names}
         self._trees = list(self._trees)
@@ -376,10 +378,10 @@ class Optimizer:
 
     def _matched(self, grads: Any) -> dict[Parameter, Any]:
         """A tree of gradients, by Parameter."""
-        cells, treedef = leaves.flatten(self._tree)
-        given = leaves.flatten_like(grads, treedef, "grads")
+        cells, treedef = trees.flatten(self._tree)
+        given = trees.flatten_like(grads, treedef, "grads")
         return {
-            p: None if grad is None or leaves.is_float0(grad) else p.checked_gradient(grad)
+            p: None if grad is None or trees.is_float0(grad) else p.checked_gradient(grad)
             for p, grad in zip(cells, given, strict=True)
         }
 
@@ -425,14 +427,14 @@ class Optimizer:
             raise
         if described is not None:
             if new:
-                compiles.log(self, self._last_inputs, described, first=self.compile_count == new)
+                compile_log.log(self, self._last_inputs, described, first=self.compile_count == new)
             self._last_inputs = described
         return result
 
     def _described(self, parts: list[Part], buffers: Any, inputs: Any) -> dict[str, Any] | None:
         if not self.log_compiles:
             return None
-        return compiles.described(parts, self._memory.arguments, buffers, inputs)
+        return compile_log.described(parts, self._memory.arguments, buffers, inputs)
 
     def _is_lost(self, parts: list[Part]) -> bool:
         """Whether values or state that the optimizer holds were given to the device."""

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from functorch_optim import leaves
+from functorch_optim.core import trees
 
 # Who may hold a value besides its Parameter. What came from outside may share its memory with
 # arrays that no reference count shows: `jax.device_put` gives a second array over one buffer.
@@ -36,7 +36,7 @@ class Parameter:
         self._grad: Any = None
         self._held = _OUTSIDE
         self.name = name
-        self._floating = not leaves.has_no_update(self._data)
+        self._floating = not trees.has_no_update(self._data)
         self.requires_grad = requires_grad and self._floating
 
     @property
@@ -69,7 +69,7 @@ class Parameter:
           ValueError: its shape is not the value's.
           TypeError: it is not floating point, or the value is not; it is complex, the value real.
         """
-        if not isinstance(value, jax.Array) and not leaves.is_sparse(value):
+        if not isinstance(value, jax.Array) and not trees.is_sparse(value):
             value = jnp.asarray(value)
         if value.shape != self._data.shape:
             raise ValueError(

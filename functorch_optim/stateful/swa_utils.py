@@ -8,12 +8,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from functorch_optim import batch_norm, leaves
-from functorch_optim.averaging import Each, EmaLeaf, swa_leaf
+from functorch_optim.averages import batch_norm
+from functorch_optim.averages.weights import Each, EmaLeaf, swa_leaf
+from functorch_optim.core import trees
 from functorch_optim.stateful.averaged_model import AveragedModel, filled, parts
 from functorch_optim.stateful.lr_scheduler.base import Group, LRScheduler, checked_optimizer
+from functorch_optim.stateful.lr_scheduler.group_values import per_group
 from functorch_optim.stateful.lr_scheduler.one_cycle import anneal, checked_strategy
-from functorch_optim.stateful.lr_scheduler.values import per_group
 from functorch_optim.stateful.model import values
 from functorch_optim.stateful.optimizer import Optimizer
 
@@ -102,15 +103,15 @@ def update_bn(
             yield first if device is None else jax.device_put(first, device)
 
     def forward(buffers: list[Any], batch: Any) -> list[Any]:
-        whole, _ = leaves.flatten(plain)
+        whole, _ = trees.flatten(plain)
         for i, buffer in zip(places, buffers, strict=True):
             whole[i] = buffer
-        new = leaves.flatten_like(
+        new = trees.flatten_like(
             apply_fn(treedef.unflatten(whole), batch), treedef, "the result of apply_fn", "model"
         )
         return [new[i] for i in places]
 
-    flat, _ = leaves.flatten(plain)
+    flat, _ = trees.flatten(plain)
     buffers = batch_norm.update_bn(inputs(), forward, [jnp.asarray(flat[i]) for i in places])
     if not places:
         return tree

@@ -7,11 +7,11 @@ import sys
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, cast
 
-from functorch_optim.base import GradientTransformation
-from functorch_optim.per_leaf import Factory
+from functorch_optim.core.pair import GradientTransformation
+from functorch_optim.rules.pair import Factory
 from functorch_optim.stateful.groups import required
+from functorch_optim.stateful.memory.by_group import PairMemory
 from functorch_optim.stateful.optimizer import Optimizer
-from functorch_optim.stateful.pair_memory import PairMemory
 
 # torch's execution flags. They are kept in `param_groups` so that checkpoints travel; XLA always
 # fuses and every pair is differentiable, so they select nothing.

@@ -14,8 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from functorch_optim import checks, leaves
-from functorch_optim.base import (
+from functorch_optim.core import checks, trees, updating
+from functorch_optim.core.dtypes import from_real, real_dtype, to_real, widest
+from functorch_optim.core.equal_pairs import value_equal
+from functorch_optim.core.pair import (
     GradientTransformation,
     Params,
     PerParam,
@@ -23,10 +25,9 @@ from functorch_optim.base import (
     State,
     Updates,
     member,
-    value_equal,
 )
 from functorch_optim.schedules.factory import check_length, is_array
-from functorch_optim.transforms.inner import update_if
+from functorch_optim.transforms.support.wrapping import update_if
 
 
 class AccumulateState(NamedTuple):
@@ -77,8 +78,8 @@ def accumulate(
     inner_update = update_if(inner)
 
     def init(params: Params) -> AccumulateState:
-        ps, treedef = leaves.flatten(params)
-        sums = treedef.unflatten([leaves.zeros_like(p) for p in ps])
+        ps, treedef = trees.flatten(params)
+        sums = treedef.unflatten([updating.zeros_like(p) for p in ps])
         zero = jnp.zeros((), jnp.int32)
         return AccumulateState(zero, jnp.copy(zero), inner.init(params), sums)
 
@@ -88,14 +89,14 @@ def accumulate(
         checks.state("accumulate", AccumulateState, state)
         count = state.mini_step + 1
         full = count >= _whole(every_k(state.step) if callable(every_k) else every_k)
-        sums, treedef = leaves.flatten(state.grad_sum)
-        gs = leaves.flatten_like(grads, treedef, "grads", "state")
-        leaves.check_shapes(gs, sums, treedef, "grads", "state")
+        sums, treedef = trees.flatten(state.grad_sum)
+        gs = trees.flatten_like(grads, treedef, "grads", "state")
+        trees.check_shapes(gs, sums, treedef, "grads", "state")
         seen: list[Any] = [None] * len(gs)
         for i, (g, total) in enumerate(zip(gs, sums, strict=True)):
-            if leaves.has_no_update(g) or total is None:
+            if trees.has_no_update(g) or total is None:
                 continue
-            g = g.todense() if leaves.is_sparse(g) else jnp.asarray(g)
+            g = g.todense() if trees.is_sparse(g) else jnp.asarray(g)
             seen[i], sums[i] = _added(g, total, count if average else None, full)
         updates, inner_state = inner_update(
             full, treedef.unflatten(seen), state.inner_state, params, extra
@@ -120,11 +121,9 @@ def _added(g: jax.Array, total: jax.Array, count: Any, full: Any) -> tuple[jax.A
     if jnp.iscomplexobj(g) and not jnp.iscomplexobj(total):
         raise TypeError(f"a gradient of dtype {g.dtype} cannot be added to a sum of {total.dtype}")
     kept = total.dtype
-    dtype = leaves.real_dtype(leaves.widest(g.dtype, kept))
-    complex_or_real = leaves.widest(g.dtype, kept)
-    wide = leaves.to_real(total.astype(complex_or_real), dtype) + leaves.to_real(
-        g.astype(complex_or_real), dtype
-    )
+    dtype = real_dtype(widest(g.dtype, kept))
+    complex_or_real = widest(g.dtype, kept)
+    wide = to_real(total.astype(complex_or_real), dtype) + to_real(g.astype(complex_or_real), dtype)
     seen = wide if count is None else wide / count.astype(dtype)
-    stays = leaves.from_real(jnp.where(full, jnp.zeros_like(wide), wide), kept)
-    return leaves.from_real(seen, kept if g.dtype == kept else complex_or_real), stays
+    stays = from_real(jnp.where(full, jnp.zeros_like(wide), wide), kept)
+    return from_real(seen, kept if g.dtype == kept else complex_or_real), stays

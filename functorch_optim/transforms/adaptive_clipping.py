@@ -13,16 +13,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from functorch_optim import checks, leaves
-from functorch_optim.base import (
-    GradientTransformation,
-    Number,
-    Params,
-    Updates,
-    stateless,
-    value_equal,
-)
-from functorch_optim.transforms.units import UnitAxis, unit_axes, unit_norm
+from functorch_optim.core import checks, trees, updating
+from functorch_optim.core.equal_pairs import value_equal
+from functorch_optim.core.pair import GradientTransformation, Number, Params, Updates, stateless
+from functorch_optim.transforms.support.unit_axes import UnitAxis, unit_axes, unit_norm
 
 
 @value_equal
@@ -57,10 +51,10 @@ def adaptive_grad_clip(
         )
         too_large = norm > bound
         ratio = bound / jnp.where(too_large, norm, jnp.ones_like(norm))
-        return leaves.times(u, jnp.where(too_large, ratio, jnp.ones_like(norm)))
+        return updating.times(u, jnp.where(too_large, ratio, jnp.ones_like(norm)))
 
     def changed(updates: Updates, params: Params | None) -> Updates:
         checks.given("adaptive_grad_clip", "params", params, "the bound is a share of its norm")
-        return leaves.map_updates(clipped, updates, params=params)
+        return trees.map_updates(clipped, updates, params=params)
 
     return stateless(changed)

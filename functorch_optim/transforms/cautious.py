@@ -13,15 +13,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from functorch_optim import leaves
-from functorch_optim.base import (
-    GradientTransformation,
-    Params,
-    State,
-    Updates,
-    member,
-    value_equal,
-)
+from functorch_optim.core import trees
+from functorch_optim.core.dtypes import from_real, real_dtype, to_real, widest
+from functorch_optim.core.equal_pairs import value_equal
+from functorch_optim.core.pair import GradientTransformation, Params, State, Updates, member
 
 
 @value_equal
@@ -50,18 +45,18 @@ def cautious(tx: GradientTransformation, maximize: bool = False) -> GradientTran
 
     def kept(u: Any, g: Any) -> jax.Array:
         u, g = jnp.asarray(u), jnp.asarray(g)
-        dtype = leaves.real_dtype(u.dtype)
-        step = leaves.to_real(u, dtype)
-        gradient = leaves.to_real(g.astype(leaves.widest(g.dtype, u.dtype)), dtype)
+        dtype = real_dtype(u.dtype)
+        step = to_real(u, dtype)
+        gradient = to_real(g.astype(widest(g.dtype, u.dtype)), dtype)
         # The product of the signs: that of the values underflows for small gradients.
         keep = (jnp.sign(step) * jnp.sign(gradient) == wanted).astype(dtype)
         share = jnp.sum(keep) / max(keep.size, 1)
-        return leaves.from_real(step * keep / jnp.maximum(share, 1e-3), u.dtype)
+        return from_real(step * keep / jnp.maximum(share, 1e-3), u.dtype)
 
     def update(
         grads: Updates, state: State, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, State]:
         updates, state = inner.update(grads, state, params, **extra)
-        return leaves.map_updates(kept, updates, grads=grads), state
+        return trees.map_updates(kept, updates, grads=grads), state
 
     return GradientTransformation(inner.init, update)

@@ -13,9 +13,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from functorch_optim import leaves
-from functorch_optim.base import GradientTransformation, Params, Updates, stateless, value_equal
-from functorch_optim.transforms.units import UnitAxis, axes_inside, unit_axes
+from functorch_optim.core import trees
+from functorch_optim.core.dtypes import from_real, real_dtype, to_real
+from functorch_optim.core.equal_pairs import value_equal
+from functorch_optim.core.pair import GradientTransformation, Params, Updates, stateless
+from functorch_optim.transforms.support.unit_axes import UnitAxis, axes_inside, unit_axes
 
 
 @value_equal
@@ -40,10 +42,10 @@ def centralize(unit_axis: UnitAxis = -1) -> GradientTransformation:
         inside = axes_inside(u.shape, units)
         if inside is None:
             return u
-        x = leaves.to_real(u, leaves.real_dtype(u.dtype))
-        return leaves.from_real(x - jnp.mean(x, axis=inside, keepdims=True), u.dtype)
+        x = to_real(u, real_dtype(u.dtype))
+        return from_real(x - jnp.mean(x, axis=inside, keepdims=True), u.dtype)
 
     def changed(updates: Updates, params: Params | None) -> Updates:
-        return leaves.map_updates(centered, updates)
+        return trees.map_updates(centered, updates)
 
     return stateless(changed)

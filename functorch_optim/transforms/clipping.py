@@ -7,16 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from functorch_optim import checks, leaves
-from functorch_optim.base import (
-    GradientTransformation,
-    Number,
-    Params,
-    Updates,
-    stateless,
-    value_equal,
-)
-from functorch_optim.scalars import sqrt
+from functorch_optim.core import checks, trees, updating
+from functorch_optim.core.arithmetic import sqrt
+from functorch_optim.core.dtypes import from_real, real_dtype, to_real, widest
+from functorch_optim.core.equal_pairs import value_equal
+from functorch_optim.core.pair import GradientTransformation, Number, Params, Updates, stateless
 
 
 def global_norm(tree: Updates) -> jax.Array:
@@ -24,19 +19,16 @@ def global_norm(tree: Updates) -> jax.Array:
 
     In a sparse leaf, entries with the same coordinates are summed first.
     """
-    arrays = [leaves.elements(x) for x in leaves.flatten(tree)[0] if not leaves.has_no_update(x)]
-    widest = leaves.real_dtype(leaves.widest(jnp.float32, *(x.dtype for x in arrays)))
-    squares = [
-        jnp.sum(jnp.square(leaves.to_real(x, leaves.real_dtype(x.dtype)))).astype(widest)
-        for x in arrays
-    ]
-    return sqrt(sum(squares, jnp.zeros((), widest)))
+    arrays = [updating.elements(x) for x in trees.flatten(tree)[0] if not trees.has_no_update(x)]
+    wide = real_dtype(widest(jnp.float32, *(x.dtype for x in arrays)))
+    squares = [jnp.sum(jnp.square(to_real(x, real_dtype(x.dtype)))).astype(wide) for x in arrays]
+    return sqrt(sum(squares, jnp.zeros((), wide)))
 
 
 def scaled_to(updates: Updates, norm: jax.Array, max_norm: Number) -> Updates:
     """Updates of this norm scaled down to at most `max_norm`, as torch does it."""
     factor = jnp.minimum(jnp.asarray(max_norm, norm.dtype) / (norm + 1e-6), 1.0)
-    return leaves.scale(updates, factor)
+    return updating.scale(updates, factor)
 
 
 @value_equal
@@ -78,7 +70,7 @@ def clip_by_leaf_norm(max_norm: Number) -> GradientTransformation:
         def clipped(u: Any) -> Updates:
             return scaled_to(u, global_norm(u), max_norm)
 
-        return leaves.map_updates(clipped, updates, on_sparse=clipped)
+        return trees.map_updates(clipped, updates, on_sparse=clipped)
 
     return stateless(changed)
 
@@ -99,11 +91,11 @@ def clip_by_value(max_value: Number) -> GradientTransformation:
 
     def clipped(u: Any) -> jax.Array:
         u = jnp.asarray(u)
-        dtype = leaves.real_dtype(u.dtype)
+        dtype = real_dtype(u.dtype)
         bound = jnp.asarray(max_value, dtype)
-        return leaves.from_real(jnp.clip(leaves.to_real(u, dtype), -bound, bound), u.dtype)
+        return from_real(jnp.clip(to_real(u, dtype), -bound, bound), u.dtype)
 
     def changed(updates: Updates, params: Params | None) -> Updates:
-        return leaves.map_updates(clipped, updates, on_sparse=leaves.entrywise(clipped))
+        return trees.map_updates(clipped, updates, on_sparse=updating.entrywise(clipped))
 
     return stateless(changed)

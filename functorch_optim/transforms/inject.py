@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -15,18 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from functorch_optim import checks
-from functorch_optim.base import (
-    GradientTransformation,
-    Params,
-    Scalar,
-    State,
-    Updates,
-    member,
-    value_equal,
-)
-from functorch_optim.scalars import float_dtype, is_number
-from functorch_optim.transforms.inner import with_dtypes_of
+from functorch_optim.core import checks
+from functorch_optim.core.arguments import selects_code
+from functorch_optim.core.arithmetic import float_dtype, is_number
+from functorch_optim.core.equal_pairs import value_equal
+from functorch_optim.core.pair import GradientTransformation, Params, Scalar, State, Updates, member
+from functorch_optim.transforms.support.wrapping import with_dtypes_of
 
 
 class InjectState(NamedTuple):
@@ -227,23 +220,16 @@ def _like(old: Any, value: Any, name: str) -> Any:
     return jnp.broadcast_to(new, jnp.shape(old))
 
 
-def _selects_code(factory: Any, bound: inspect.BoundArguments) -> set[str]:
+def _selects_code(factory: Any, bound: inspect.BoundArguments) -> frozenset[str]:
     """The names of flags, and of numbers that select code in an algorithm of this library."""
-    parameters = bound.signature.parameters
-    names = {name for name, p in parameters.items() if isinstance(p.default, bool)}
-    names |= {"mask"} & set(parameters)  # a function there is no schedule
-    if not str(getattr(factory, "__module__", "")).startswith("functorch_optim."):
-        return names
-    # Here an argument that is a number says so.
-    numeric = re.compile("Number|Hyperparameter")
-    names |= {n for n, p in parameters.items() if not numeric.search(str(p.annotation))}
     # Momentum of 0 means no buffer, and nesterov wants no dampening.
     absent = {
         name
         for name in ("momentum", "dampening")
         if is_number(bound.arguments.get(name)) and bound.arguments[name] == 0
     }
-    return names | absent
+    ours = hasattr(factory, "selects_code")
+    return selects_code(factory) | absent if ours else selects_code(factory)
 
 
 def _by_name(bound: inspect.BoundArguments) -> dict[str, Any]:
@@ -308,7 +294,7 @@ def _following(given: Any, now: Any, on: jax.Array, count: Any) -> Any:
 
 
 def _as_numbers(values: Mapping[str, Any]) -> Any:
-    """Scalars that count as Python numbers where dtypes are promoted.
+    """StepNumbers that count as Python numbers where dtypes are promoted.
 
     So a pair of another library keeps the dtypes that it has with numbers: those of the parameters.
     """

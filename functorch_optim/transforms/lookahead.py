@@ -13,15 +13,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from functorch_optim import checks, leaves
-from functorch_optim.base import (
+from functorch_optim.core import checks, trees
+from functorch_optim.core.dtypes import from_real, real_dtype, to_real, widest
+from functorch_optim.core.equal_pairs import value_equal
+from functorch_optim.core.pair import (
     GradientTransformation,
     Number,
     Params,
     PerParam,
     Scalar,
     Updates,
-    value_equal,
 )
 from functorch_optim.schedules.factory import check_length
 
@@ -60,7 +61,7 @@ def lookahead(sync_period: int = 6, slow_step_size: Number = 0.5) -> GradientTra
     checks.not_negative(slow_step_size=slow_step_size)
 
     def init(params: Params) -> LookaheadState:
-        return LookaheadState(jnp.zeros((), jnp.int32), leaves.map_updates(_copied, params))
+        return LookaheadState(jnp.zeros((), jnp.int32), trees.map_updates(_copied, params))
 
     def called_back(us: list[Any], ps: list[Any], slows: list[Any]) -> Any:
         rows = [_towards(slow_step_size, *row) for row in zip(us, ps, slows, strict=True)]
@@ -75,15 +76,15 @@ def lookahead(sync_period: int = 6, slow_step_size: Number = 0.5) -> GradientTra
         checks.state("lookahead", LookaheadState, state)
         checks.given("lookahead", "params", params, "the slow weights follow it")
         step = jnp.asarray(state.step) + 1
-        us, treedef = leaves.flatten(updates)
-        ps = leaves.flatten_like(params, treedef, "params", "updates")
-        slows = leaves.flatten_like(state.slow, treedef, "state", "updates")
-        leaves.check_shapes(ps, us, treedef, "params", "updates")
+        us, treedef = trees.flatten(updates)
+        ps = trees.flatten_like(params, treedef, "params", "updates")
+        slows = trees.flatten_like(state.slow, treedef, "state", "updates")
+        trees.check_shapes(ps, us, treedef, "params", "updates")
         columns = (us, ps, slows)
         trained = [
             i
             for i, row in enumerate(zip(*columns, strict=True))
-            if not any(map(leaves.has_no_update, row))
+            if not any(map(trees.has_no_update, row))
         ]
         # The slow weights are neither read nor written between two calls.
         new_us, new_slows = jax.lax.cond(
@@ -102,11 +103,11 @@ def lookahead(sync_period: int = 6, slow_step_size: Number = 0.5) -> GradientTra
 
 def _towards(share: Number, u: jax.Array, p: jax.Array, slow: jax.Array) -> Any:
     """The update that makes a parameter its new slow weights, and these."""
-    wide = leaves.widest(u.dtype, p.dtype, slow.dtype)
-    dtype = leaves.real_dtype(wide)
-    step, start, old = (leaves.to_real(x.astype(wide), dtype) for x in (u, p, slow))
+    wide = widest(u.dtype, p.dtype, slow.dtype)
+    dtype = real_dtype(wide)
+    step, start, old = (to_real(x.astype(wide), dtype) for x in (u, p, slow))
     new = old + jnp.asarray(share, dtype) * (start + step - old)
-    return leaves.from_real(new - start, u.dtype), leaves.from_real(new, slow.dtype)
+    return from_real(new - start, u.dtype), from_real(new, slow.dtype)
 
 
 def _plain(x: Any) -> jax.Array:

@@ -14,8 +14,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from functorch_optim import checks, leaves
-from functorch_optim.base import (
+from functorch_optim.core import checks, trees
+from functorch_optim.core.arithmetic import as_float, is_number
+from functorch_optim.core.dtypes import from_real, real_dtype, to_real, widest
+from functorch_optim.core.equal_pairs import value_equal
+from functorch_optim.core.pair import (
     GradientTransformation,
     Number,
     Params,
@@ -23,11 +26,9 @@ from functorch_optim.base import (
     State,
     Updates,
     member,
-    value_equal,
 )
-from functorch_optim.scalars import as_float, is_number
-from functorch_optim.transforms.inner import update_if, zeros_unless
 from functorch_optim.transforms.nonfinite import all_finite
+from functorch_optim.transforms.support.wrapping import update_if, zeros_unless
 
 
 class LossScaleState(NamedTuple):
@@ -91,7 +92,7 @@ def dynamic_loss_scale(
     ) -> tuple[Updates, LossScaleState]:
         checks.state("dynamic_loss_scale", LossScaleState, state)
         finite = all_finite(grads)
-        unscaled = leaves.map_updates(
+        unscaled = trees.map_updates(
             lambda g: _unscaled(g, state.scale), zeros_unless(finite, grads)
         )
         updates, inner_state = inner_update(finite, unscaled, state.inner_state, params, extra)
@@ -109,11 +110,11 @@ def _unscaled(g: Any, scale: jax.Array) -> jax.Array:
     # The reciprocal of a scale above 2**126 is subnormal, which XLA takes for 0 on some devices: it
     # is applied in two parts, the first of them exact.
     g = jnp.asarray(g)
-    dtype = leaves.real_dtype(g.dtype)
+    dtype = real_dtype(g.dtype)
     first = jnp.where(scale > 2.0**64, jnp.float32(2.0**-64), jnp.float32(1))
     second = (1 / as_float(scale * first)).astype(jnp.float32)
-    unscaled = leaves.to_real(g, dtype) * first.astype(dtype) * second.astype(dtype)
-    return leaves.from_real(unscaled, leaves.widest(g.dtype))
+    unscaled = to_real(g, dtype) * first.astype(dtype) * second.astype(dtype)
+    return from_real(unscaled, widest(g.dtype))
 
 
 def _product(scale: jax.Array, factor: Any) -> jax.Array:

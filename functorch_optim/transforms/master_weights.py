@@ -11,17 +11,17 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from functorch_optim import checks, leaves
-from functorch_optim.base import (
+from functorch_optim.core import checks, trees, updating
+from functorch_optim.core.equal_pairs import value_equal
+from functorch_optim.core.pair import (
     GradientTransformation,
     Params,
     PerParam,
     State,
     Updates,
     member,
-    value_equal,
 )
-from functorch_optim.transforms.rounding import cast, narrowed, step_to, wider
+from functorch_optim.transforms.support.rounding import cast, narrowed, step_to, wider
 
 
 class MasterWeightsState(NamedTuple):
@@ -62,7 +62,7 @@ def master_weights(tx: GradientTransformation, dtype: Any = jnp.float32) -> Grad
         raise TypeError(f"dtype should be a real floating-point dtype, but got {dtype!r}")
 
     def init(params: Params) -> MasterWeightsState:
-        ps, treedef = leaves.flatten(params)
+        ps, treedef = trees.flatten(params)
         wide = [wider(p, dtype) for p in ps]
         masters = [
             None if kind is None else cast(p, kind) for p, kind in zip(ps, wide, strict=True)
@@ -78,18 +78,18 @@ def master_weights(tx: GradientTransformation, dtype: Any = jnp.float32) -> Grad
         checks.given(
             "master_weights", "params", params, "the update leads from it to the rounded copy"
         )
-        ps, treedef = leaves.flatten(params)
-        masters = leaves.flatten_like(state.master, treedef, "state")
-        leaves.check_shapes(masters, ps, treedef, "state")
+        ps, treedef = trees.flatten(params)
+        masters = trees.flatten_like(state.master, treedef, "state")
+        trees.check_shapes(masters, ps, treedef, "state")
         for i, (master, p) in enumerate(zip(masters, ps, strict=True)):
             if master is None and wider(p, dtype) is not None:
                 raise ValueError(
                     f"master_weights: the state has no copy of the {jnp.result_type(p)} parameter "
-                    f"at {leaves.path_of(treedef, i)}: it was wider at init (float32_state widens "
+                    f"at {trees.path_of(treedef, i)}: it was wider at init (float32_state widens "
                     "it, and has no use around master_weights)"
                 )
-        gs = leaves.flatten_like(grads, treedef, "grads")
-        leaves.check_shapes(gs, ps, treedef, "grads")
+        gs = trees.flatten_like(grads, treedef, "grads")
+        trees.check_shapes(gs, ps, treedef, "grads")
         seen = [
             cast(g, None if master is None else master.dtype)
             for g, master in zip(gs, masters, strict=True)
@@ -100,12 +100,12 @@ def master_weights(tx: GradientTransformation, dtype: Any = jnp.float32) -> Grad
             treedef.unflatten(_either(masters, ps)),
             **extra,
         )
-        updates = leaves.flatten_like(new, treedef, "updates")
+        updates = trees.flatten_like(new, treedef, "updates")
         for i, (u, master, p) in enumerate(zip(updates, masters, ps, strict=True)):
-            if master is None or leaves.has_no_update(u):
+            if master is None or trees.has_no_update(u):
                 continue
             p = jnp.asarray(p)
-            masters[i] = leaves.add(master, u)
+            masters[i] = updating.add(master, u)
             updates[i] = step_to(narrowed(masters[i], p.dtype), p, master.dtype)
         return treedef.unflatten(updates), MasterWeightsState(
             treedef.unflatten(masters), inner_state
@@ -114,5 +114,5 @@ def master_weights(tx: GradientTransformation, dtype: Any = jnp.float32) -> Grad
     return GradientTransformation(init, update)
 
 
-def _either(masters: leaves.Leaves, ps: leaves.Leaves) -> leaves.Leaves:
+def _either(masters: trees.Leaves, ps: trees.Leaves) -> trees.Leaves:
     return [p if master is None else master for master, p in zip(masters, ps, strict=True)]

@@ -16,10 +16,12 @@ from typing import Any, NamedTuple
 
 import jax
 
-from functorch_optim import checks
-from functorch_optim.base import Hyperparameter, PerParam, Scalar
-from functorch_optim.per_leaf import Buffers, Rule, Scalars, per_leaf, zeros
-from functorch_optim.scalars import is_number, one_minus_power
+from functorch_optim.core import checks
+from functorch_optim.core.arithmetic import is_number, one_minus_power
+from functorch_optim.core.pair import Hyperparameter, PerParam, Scalar
+from functorch_optim.rules.numbers import StepNumbers
+from functorch_optim.rules.pair import per_leaf
+from functorch_optim.rules.rule import Buffers, Rule, zeros
 
 
 class TraceState(NamedTuple):
@@ -29,11 +31,13 @@ class TraceState(NamedTuple):
     trace: PerParam
 
 
-def _trace_scalars(t: Any, h: SimpleNamespace) -> Scalars:
-    return Scalars(flags={"nesterov": h.nesterov}, decay_rate=h.decay)
+def _trace_scalars(t: Any, h: SimpleNamespace) -> StepNumbers:
+    return StepNumbers(flags={"nesterov": h.nesterov}, decay_rate=h.decay)
 
 
-def _trace_leaf(g: jax.Array, p: Any, buffers: Buffers, s: Scalars) -> tuple[jax.Array, Buffers]:
+def _trace_leaf(
+    g: jax.Array, p: Any, buffers: Buffers, s: StepNumbers
+) -> tuple[jax.Array, Buffers]:
     (total,) = buffers
     total = g + s.decay_rate * total
     return g + s.decay_rate * total if s.nesterov else total, (total,)
@@ -64,15 +68,15 @@ class EmaState(NamedTuple):
     ema: PerParam
 
 
-def _ema_scalars(t: Any, h: SimpleNamespace) -> Scalars:
-    return Scalars(
+def _ema_scalars(t: Any, h: SimpleNamespace) -> StepNumbers:
+    return StepNumbers(
         decay_rate=h.decay,
         new_weight=1 - h.decay,
         total_weight=one_minus_power(h.decay, t) if h.debias else None,
     )
 
 
-def _ema_leaf(g: jax.Array, p: Any, buffers: Buffers, s: Scalars) -> tuple[jax.Array, Buffers]:
+def _ema_leaf(g: jax.Array, p: Any, buffers: Buffers, s: StepNumbers) -> tuple[jax.Array, Buffers]:
     (average,) = buffers
     average = s.decay_rate * average + s.new_weight * g
     return average if s.total_weight is None else average / s.total_weight, (average,)

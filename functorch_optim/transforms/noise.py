@@ -13,17 +13,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from functorch_optim import checks, leaves
-from functorch_optim.base import (
-    GradientTransformation,
-    Number,
-    Params,
-    Scalar,
-    Updates,
-    value_equal,
-)
-from functorch_optim.scalars import as_float, float_dtype, power, sqrt
-from functorch_optim.transforms.keys import kept_key
+from functorch_optim.core import checks, trees
+from functorch_optim.core.arithmetic import as_float, float_dtype, power, sqrt
+from functorch_optim.core.dtypes import from_real, real_dtype, to_real
+from functorch_optim.core.equal_pairs import value_equal
+from functorch_optim.core.pair import GradientTransformation, Number, Params, Scalar, Updates
+from functorch_optim.transforms.support.random_keys import kept_key
 
 
 class AddNoiseState(NamedTuple):
@@ -64,10 +59,10 @@ def add_noise(eta: Number, gamma: Number, key: int | jax.Array) -> GradientTrans
         variance = jnp.asarray(eta, float_dtype()) / power(as_float(step + 1), gamma)
         deviation = sqrt(variance)
         step_key = jax.random.fold_in(state.key, step)
-        us, treedef = leaves.flatten(updates)
+        us, treedef = trees.flatten(updates)
         noisy = [
             None
-            if leaves.has_no_update(u)
+            if trees.has_no_update(u)
             else _with_noise(jnp.asarray(u), deviation, jax.random.fold_in(step_key, i))
             for i, u in enumerate(us)
         ]
@@ -77,7 +72,7 @@ def add_noise(eta: Number, gamma: Number, key: int | jax.Array) -> GradientTrans
 
 
 def _with_noise(u: jax.Array, deviation: jax.Array, key: jax.Array) -> jax.Array:
-    dtype = leaves.real_dtype(u.dtype)
-    x = leaves.to_real(u, dtype)
+    dtype = real_dtype(u.dtype)
+    x = to_real(u, dtype)
     noise = deviation.astype(dtype) * jax.random.normal(key, x.shape, dtype)
-    return leaves.from_real(x + noise, u.dtype)
+    return from_real(x + noise, u.dtype)

@@ -7,18 +7,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from functorch_optim import checks, leaves
-from functorch_optim.base import (
-    GradientTransformation,
-    Params,
-    Scalar,
-    State,
-    Updates,
-    member,
-    value_equal,
-)
+from functorch_optim.core import checks, trees
+from functorch_optim.core.equal_pairs import value_equal
+from functorch_optim.core.pair import GradientTransformation, Params, Scalar, State, Updates, member
 from functorch_optim.schedules.factory import check_length
-from functorch_optim.transforms.inner import update_if
+from functorch_optim.transforms.support.wrapping import update_if
 
 
 class SkipNonfiniteState(NamedTuple):
@@ -35,7 +28,7 @@ def all_finite(tree: Any) -> jax.Array:
 
     Integers, `None` and float0 are passed over; of an empty tree it is true.
     """
-    arrays = [x for x in jax.tree.leaves(tree) if not leaves.has_no_update(x)]  # sparse: the data
+    arrays = [x for x in jax.tree.leaves(tree) if not trees.has_no_update(x)]  # sparse: the data
     if not arrays:
         return jnp.ones((), bool)
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(jnp.asarray(x))) for x in arrays]))

@@ -7,16 +7,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from functorch_optim import checks, leaves
-from functorch_optim.base import (
-    GradientTransformation,
-    Number,
-    Params,
-    Scalar,
-    Updates,
-    value_equal,
-)
-from functorch_optim.scalars import float_dtype
+from functorch_optim.core import checks, updating
+from functorch_optim.core.arithmetic import float_dtype
+from functorch_optim.core.equal_pairs import value_equal
+from functorch_optim.core.pair import GradientTransformation, Number, Params, Scalar, Updates
 from functorch_optim.schedules.factory import check_length
 from functorch_optim.schedules.plateau import PlateauState, reduce_lr_on_plateau
 
@@ -90,6 +84,6 @@ def scale_by_plateau(
             jnp.where(full, jnp.zeros_like(total), total),
             jnp.where(full, 0, state.value_count + 1),
         )
-        return leaves.scale(updates, after.lr), state
+        return updating.scale(updates, after.lr), state
 
     return GradientTransformation(init, update)

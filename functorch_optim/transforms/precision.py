@@ -7,8 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from functorch_optim import leaves
-from functorch_optim.base import GradientTransformation, Params, State, value_equal
+from functorch_optim.core import trees
+from functorch_optim.core.dtypes import widest
+from functorch_optim.core.equal_pairs import value_equal
+from functorch_optim.core.pair import GradientTransformation, Params, State
 
 
 @value_equal
@@ -24,14 +26,14 @@ def float32_state(tx: GradientTransformation) -> GradientTransformation:
     """
 
     def init(params: Params) -> State:
-        ps, treedef = leaves.flatten(params)
+        ps, treedef = trees.flatten(params)
         return tx.init(treedef.unflatten([_widened(p) for p in ps]))
 
     return GradientTransformation(init, tx.update)
 
 
 def _widened(p: Any) -> Any:
-    if leaves.has_no_update(p):
+    if trees.has_no_update(p):
         return p
     p = jnp.asarray(p)
-    return jax.lax.convert_element_type(p, leaves.widest(p.dtype))
+    return jax.lax.convert_element_type(p, widest(p.dtype))

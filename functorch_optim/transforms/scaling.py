@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from functorch_optim import checks, leaves
-from functorch_optim.base import (
+from functorch_optim.core import checks, updating
+from functorch_optim.core.equal_pairs import value_equal
+from functorch_optim.core.pair import (
     GradientTransformation,
     Number,
     Params,
@@ -15,7 +16,6 @@ from functorch_optim.base import (
     Schedule,
     Updates,
     stateless,
-    value_equal,
 )
 
 
@@ -29,7 +29,7 @@ def scale(factor: Number) -> GradientTransformation:
     checks.number_or_array("factor", factor)
 
     def changed(updates: Updates, params: Params | None) -> Updates:
-        return leaves.scale(updates, factor)
+        return updating.scale(updates, factor)
 
     return stateless(changed)
 
@@ -61,6 +61,6 @@ def scale_by_schedule(schedule: Schedule) -> GradientTransformation:
     ) -> tuple[Updates, ScaleByScheduleState]:
         checks.state("scale_by_schedule", ScaleByScheduleState, state)
         step = jnp.asarray(state.step)
-        return leaves.scale(updates, schedule(step)), ScaleByScheduleState(step + 1)
+        return updating.scale(updates, schedule(step)), ScaleByScheduleState(step + 1)
 
     return GradientTransformation(init, update)

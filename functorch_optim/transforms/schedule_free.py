@@ -21,8 +21,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from functorch_optim import checks, leaves
-from functorch_optim.base import (
+from functorch_optim.core import checks, trees, updating
+from functorch_optim.core.arithmetic import as_float, float_dtype, is_number, power
+from functorch_optim.core.dtypes import from_real, real_dtype, to_real, widest
+from functorch_optim.core.equal_pairs import value_equal
+from functorch_optim.core.pair import (
     GradientTransformation,
     Hyperparameter,
     Number,
@@ -31,11 +34,9 @@ from functorch_optim.base import (
     State,
     Updates,
     member,
-    value_equal,
 )
-from functorch_optim.per_leaf import hyperparameters_at
-from functorch_optim.scalars import as_float, float_dtype, is_number, power
-from functorch_optim.transforms.inner import with_dtypes_of
+from functorch_optim.rules.numbers import hyperparameters_at
+from functorch_optim.transforms.support.wrapping import with_dtypes_of
 
 
 class ScheduleFreeState(NamedTuple):
@@ -102,15 +103,15 @@ def schedule_free(
         raise TypeError(f"state_dtype should be a real floating dtype, but got {state_dtype!r}")
 
     def init(params: Params) -> ScheduleFreeState:
-        ps = [p for p in leaves.flatten(params)[0] if not leaves.has_no_update(p)]
+        ps = [p for p in trees.flatten(params)[0] if not trees.has_no_update(p)]
         dtypes = [jnp.result_type(p) for p in ps]
-        dtype = leaves.real_dtype(leaves.widest(jnp.float32, *dtypes))
+        dtype = real_dtype(widest(jnp.float32, *dtypes))
         return ScheduleFreeState(
             jnp.zeros((), jnp.int32),
             jnp.array(beta, dtype).reshape(()),
             jnp.zeros((), dtype),
             jnp.zeros((), dtype),
-            leaves.map_updates(lambda p: _copied(p, state_dtype), params),
+            trees.map_updates(lambda p: _copied(p, state_dtype), params),
             inner.init(params),
         )
 
@@ -129,7 +130,7 @@ def schedule_free(
         follow = 1 - jnp.asarray(beta, float_dtype()).reshape(()) * (1 - share)
 
         steps, inner_state = inner.update(grads, state.inner, params, **extra)
-        updates = leaves.map_updates(
+        updates = trees.map_updates(
             lambda u, p, z: _towards(u, p, z, share, follow), steps, params=params, z=state.z
         )
         new_state = ScheduleFreeState(
@@ -137,7 +138,7 @@ def schedule_free(
             jnp.asarray(beta, state.beta.dtype).reshape(()),
             max_lr.astype(state.max_lr.dtype),
             weight_sum.astype(state.weight_sum.dtype),
-            leaves.apply_updates(state.z, steps),
+            updating.apply_updates(state.z, steps),
             with_dtypes_of(state.inner, inner_state),
         )
         return updates, new_state
@@ -164,9 +165,9 @@ def schedule_free_eval_params(state: ScheduleFreeState, params: Params) -> Param
             "schedule_free_eval_params needs the state of schedule_free, but got one of type "
             f"{type(state).__name__}"
         )
-    ps, treedef = leaves.flatten(params)
-    zs = leaves.flatten_like(state.z, treedef, "z")
-    leaves.check_shapes(zs, ps, treedef, "z")
+    ps, treedef = trees.flatten(params)
+    zs = trees.flatten_like(state.z, treedef, "z")
+    trees.check_shapes(zs, ps, treedef, "z")
     return treedef.unflatten(
         [p if z is None else _averaged(p, z, state.beta) for p, z in zip(ps, zs, strict=True)]
     )
@@ -176,22 +177,22 @@ def _copied(p: Any, state_dtype: Any) -> jax.Array:
     p = jnp.asarray(p)
     dtype = p.dtype if state_dtype is None else jnp.dtype(state_dtype)
     if jnp.iscomplexobj(p) and state_dtype is not None:
-        dtype = leaves.widest(state_dtype, jnp.complex64)
+        dtype = widest(state_dtype, jnp.complex64)
     return jnp.copy(jax.lax.convert_element_type(p, dtype))
 
 
 def _towards(u: Any, p: Any, z: Any, share: jax.Array, follow: jax.Array) -> jax.Array:
     """The update of y: the inner step in part, and a share of the way to z."""
     u, p, z = jnp.asarray(u), jnp.asarray(p), jnp.asarray(z)
-    dtype = leaves.real_dtype(leaves.widest(u.dtype, p.dtype, z.dtype))
-    step, parameter, other = (leaves.to_real(x, dtype) for x in (u, p, z))
+    dtype = real_dtype(widest(u.dtype, p.dtype, z.dtype))
+    step, parameter, other = (to_real(x, dtype) for x in (u, p, z))
     new = share.astype(dtype) * (other - parameter) + follow.astype(dtype) * step
-    return leaves.from_real(new, u.dtype)
+    return from_real(new, u.dtype)
 
 
 def _averaged(p: Any, z: Any, beta: Any) -> jax.Array:
     """x, from y = (1 - beta) * z + beta * x."""
     p, z = jnp.asarray(p), jnp.asarray(z)
-    dtype = leaves.real_dtype(leaves.widest(p.dtype, z.dtype))
-    parameter, other = leaves.to_real(p, dtype), leaves.to_real(z, dtype)
-    return leaves.from_real(other + (parameter - other) / jnp.asarray(beta, dtype), p.dtype)
+    dtype = real_dtype(widest(p.dtype, z.dtype))
+    parameter, other = to_real(p, dtype), to_real(z, dtype)
+    return from_real(other + (parameter - other) / jnp.asarray(beta, dtype), p.dtype)

@@ -11,8 +11,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from functorch_optim import leaves
-from functorch_optim.base import GradientTransformation, Params, Updates, stateless, value_equal
+from functorch_optim.core import trees, updating
+from functorch_optim.core.dtypes import from_real, real_dtype, to_real
+from functorch_optim.core.equal_pairs import value_equal
+from functorch_optim.core.pair import GradientTransformation, Params, Updates, stateless
 
 
 @value_equal
@@ -26,9 +28,9 @@ def sign() -> GradientTransformation:
 
     def signs(u: Any) -> jax.Array:
         u = jnp.asarray(u)
-        return leaves.from_real(jnp.sign(leaves.to_real(u, leaves.real_dtype(u.dtype))), u.dtype)
+        return from_real(jnp.sign(to_real(u, real_dtype(u.dtype))), u.dtype)
 
     def changed(updates: Updates, params: Params | None) -> Updates:
-        return leaves.map_updates(signs, updates, on_sparse=leaves.entrywise(signs))
+        return trees.map_updates(signs, updates, on_sparse=updating.entrywise(signs))
 
     return stateless(changed)

@@ -15,19 +15,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from functorch_optim import checks, leaves
-from functorch_optim.base import (
-    GradientTransformation,
-    Params,
-    Scalar,
-    State,
-    Updates,
-    member,
-    value_equal,
-)
-from functorch_optim.transforms.inner import with_dtypes_of
-from functorch_optim.transforms.keys import kept_key
-from functorch_optim.transforms.rounding import cast, narrowed, step_to, wider
+from functorch_optim.core import checks, trees, updating
+from functorch_optim.core.equal_pairs import value_equal
+from functorch_optim.core.pair import GradientTransformation, Params, Scalar, State, Updates, member
+from functorch_optim.transforms.support.random_keys import kept_key
+from functorch_optim.transforms.support.rounding import cast, narrowed, step_to, wider
+from functorch_optim.transforms.support.wrapping import with_dtypes_of
 
 
 class StochasticRoundingState(NamedTuple):
@@ -72,9 +65,9 @@ def stochastic_rounding(tx: GradientTransformation, key: int | jax.Array) -> Gra
     ) -> tuple[Updates, StochasticRoundingState]:
         checks.state("stochastic_rounding", StochasticRoundingState, state)
         checks.given("stochastic_rounding", "params", params, "the sum with it is rounded")
-        ps, treedef = leaves.flatten(params)
-        gs = leaves.flatten_like(grads, treedef, "grads")
-        leaves.check_shapes(gs, ps, treedef, "grads")
+        ps, treedef = trees.flatten(params)
+        gs = trees.flatten_like(grads, treedef, "grads")
+        trees.check_shapes(gs, ps, treedef, "grads")
         wide = [wider(p, jnp.float32) for p in ps]
         new, inner_state = inner.update(
             treedef.unflatten(map(cast, gs, wide)),
@@ -83,12 +76,12 @@ def stochastic_rounding(tx: GradientTransformation, key: int | jax.Array) -> Gra
             **extra,
         )
         step_key = jax.random.fold_in(state.key, state.step)
-        updates = leaves.flatten_like(new, treedef, "updates")
+        updates = trees.flatten_like(new, treedef, "updates")
         for i, (u, p, dtype) in enumerate(zip(updates, ps, wide, strict=True)):
-            if dtype is None or leaves.has_no_update(u):
+            if dtype is None or trees.has_no_update(u):
                 continue
             p = jnp.asarray(p)
-            total = leaves.add(p.astype(dtype), u)
+            total = updating.add(p.astype(dtype), u)
             target = rounded(total, p.dtype, jax.random.fold_in(step_key, i))
             updates[i] = step_to(target, p, dtype)
         return treedef.unflatten(updates), StochasticRoundingState(

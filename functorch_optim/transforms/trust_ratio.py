@@ -21,15 +21,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from functorch_optim import checks, leaves
-from functorch_optim.base import (
-    GradientTransformation,
-    Number,
-    Params,
-    Updates,
-    stateless,
-    value_equal,
-)
+from functorch_optim.core import checks, trees, updating
+from functorch_optim.core.equal_pairs import value_equal
+from functorch_optim.core.pair import GradientTransformation, Number, Params, Updates, stateless
 from functorch_optim.transforms.clipping import global_norm
 
 
@@ -63,10 +57,10 @@ def trust_ratio(
         # The quotient that is not taken must be finite too: its derivative reaches the result.
         divisor = jnp.where(trusted, norm + jnp.asarray(eps, dtype), jnp.ones_like(norm))
         ratio = jnp.asarray(coefficient, dtype) * weights / divisor
-        return leaves.times(u, jnp.where(trusted, ratio, jnp.ones_like(ratio)))
+        return updating.times(u, jnp.where(trusted, ratio, jnp.ones_like(ratio)))
 
     def changed(updates: Updates, params: Params | None) -> Updates:
         checks.given("trust_ratio", "params", params, "an update is scaled to its norm")
-        return leaves.map_updates(scaled, updates, params=params)
+        return trees.map_updates(scaled, updates, params=params)
 
     return stateless(changed)

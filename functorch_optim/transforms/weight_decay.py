@@ -7,16 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from functorch_optim import checks, leaves
-from functorch_optim.base import (
-    GradientTransformation,
-    Number,
-    Params,
-    Updates,
-    stateless,
-    value_equal,
-)
-from functorch_optim.labels import PerLeaf, chosen
+from functorch_optim.compose.leaf_labels import PerLeaf, chosen
+from functorch_optim.core import checks, trees
+from functorch_optim.core.dtypes import from_real, real_dtype, to_real
+from functorch_optim.core.equal_pairs import value_equal
+from functorch_optim.core.pair import GradientTransformation, Number, Params, Updates, stateless
 
 
 @value_equal
@@ -43,10 +38,10 @@ def add_decayed_weights(
     def changed(updates: Updates, params: Params | None) -> Updates:
         checks.given("add_decayed_weights", "params", params, "weight decay adds a share of it")
         on, ps, treedef = chosen(True if mask is None else mask, params)
-        us = leaves.flatten_like(updates, treedef, "updates")
-        leaves.check_shapes(us, ps, treedef, "updates")
+        us = trees.flatten_like(updates, treedef, "updates")
+        trees.check_shapes(us, ps, treedef, "updates")
         new = [
-            None if leaves.has_no_update(u) else _decayed(u, p, weight_decay) if keep else u
+            None if trees.has_no_update(u) else _decayed(u, p, weight_decay) if keep else u
             for u, p, keep in zip(us, ps, on, strict=True)
         ]
         return treedef.unflatten(new)
@@ -55,9 +50,9 @@ def add_decayed_weights(
 
 
 def _decayed(update: Any, p: Any, weight_decay: Number) -> jax.Array:
-    if leaves.is_sparse(update):
+    if trees.is_sparse(update):
         raise RuntimeError("weight_decay option is not compatible with sparse gradients")
     update, p = jnp.asarray(update), jnp.asarray(p)
-    dtype = leaves.real_dtype(update.dtype)
-    decay = jnp.asarray(weight_decay, dtype) * leaves.to_real(p.astype(update.dtype), dtype)
-    return leaves.from_real(leaves.to_real(update, dtype) + decay, update.dtype)
+    dtype = real_dtype(update.dtype)
+    decay = jnp.asarray(weight_decay, dtype) * to_real(p.astype(update.dtype), dtype)
+    return from_real(to_real(update, dtype) + decay, update.dtype)

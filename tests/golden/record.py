@@ -13,8 +13,7 @@ import torch
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
-from tests.algorithms import TABLE, Algorithm, Kwargs, case_id  # path set above
-from tests.parity import (
+from tests.support.parity import (
     GOLDEN,
     LR_CHANGE,
     STEPS,
@@ -22,6 +21,7 @@ from tests.parity import (
     flat,
     inputs,
 )
+from tests.tables.algorithms import TABLE, Algorithm, Kwargs, case_id  # path set above
 
 
 def torch_result(row: Algorithm, case: Kwargs, dtype: str) -> Result:

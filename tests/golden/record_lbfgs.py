@@ -12,7 +12,7 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
-from tests.lbfgs_cases import CASES, RECORDED, torch_rows  # path set above
+from tests.tables.lbfgs import CASES, RECORDED, torch_rows  # path set above
 
 
 def main() -> None:

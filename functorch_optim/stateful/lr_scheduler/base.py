@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
-from functorch_optim.stateful.lr_scheduler.values import as_rates, copied, like
+from functorch_optim.stateful.lr_scheduler.group_values import as_rates, copied, like
 from functorch_optim.stateful.lr_scheduler.warn import (
     ASK_FOR_THE_LAST,
     EPOCH_DEPRECATION_WARNING,

@@ -8,8 +8,8 @@ from types import FunctionType
 from typing import Any
 
 from functorch_optim.stateful.lr_scheduler.base import Group, checked_optimizer
+from functorch_optim.stateful.lr_scheduler.group_values import like, per_group
 from functorch_optim.stateful.lr_scheduler.momentum import CyclesMomentum
-from functorch_optim.stateful.lr_scheduler.values import like, per_group
 from functorch_optim.stateful.optimizer import Optimizer
 
 # Whether the height of a triangle depends on the number of the cycle or on the epoch.

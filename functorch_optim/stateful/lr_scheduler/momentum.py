@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from functorch_optim.stateful.lr_scheduler.base import Group, LRScheduler
-from functorch_optim.stateful.lr_scheduler.values import like
+from functorch_optim.stateful.lr_scheduler.group_values import like
 from functorch_optim.stateful.optimizer import Optimizer
 
 

@@ -6,8 +6,8 @@ import math
 from typing import Any
 
 from functorch_optim.stateful.lr_scheduler.base import Group, checked_optimizer
+from functorch_optim.stateful.lr_scheduler.group_values import per_group
 from functorch_optim.stateful.lr_scheduler.momentum import CyclesMomentum
-from functorch_optim.stateful.lr_scheduler.values import per_group
 from functorch_optim.stateful.optimizer import Optimizer
 
 Phase = dict[str, Any]

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from functorch_optim.stateful.lr_scheduler.base import LRScheduler, checked_optimizer
-from functorch_optim.stateful.lr_scheduler.values import like
+from functorch_optim.stateful.lr_scheduler.group_values import like
 from functorch_optim.stateful.lr_scheduler.warn import EPOCH_DEPRECATION_WARNING, warn
 from functorch_optim.stateful.optimizer import Optimizer
 

@@ -1,0 +1,119 @@
+"""Clipping of the gradients of Parameters, as torch.nn.utils does it."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from functorch_optim.core import trees, updating
+from functorch_optim.core.arithmetic import is_number
+from functorch_optim.core.dtypes import real_dtype, widest
+from functorch_optim.stateful.parameter import Parameter
+from functorch_optim.transforms.clipping import global_norm, scaled_to
+
+
+def clip_grad_norm_(
+    parameters: Any,
+    max_norm: float,
+    norm_type: float = 2.0,
+    error_if_nonfinite: bool = False,
+    foreach: bool | None = None,
+) -> jax.Array:
+    """Scales the gradients of all Parameters together so that their norm is at most `max_norm`.
+
+    Every gradient is multiplied by `min(1, max_norm / (norm + 1e-6))`. Compiled; `max_norm` may
+    change without a recompile.
+
+    Args:
+      parameters: a Parameter, an iterable of them, or a model. Those without gradient are skipped.
+      max_norm: the bound.
+      norm_type: the order of the norm, of all elements together; `math.inf` for the maximum.
+      error_if_nonfinite: raise if the norm is NaN or infinite (waits for the device).
+      foreach: accepted and ignored.
+
+    Returns:
+      The norm before clipping, a 0-d array.
+
+    Raises:
+      RuntimeError: the norm is not finite and `error_if_nonfinite` is set; nothing is changed.
+    """
+    chosen = _with_gradients(parameters)
+    if not chosen:
+        return jnp.zeros(())
+    grads = tuple(p.grad for p in chosen)
+    bound = float(max_norm) if is_number(max_norm) else max_norm
+    norm, clipped = _clipped_by_norm(grads, bound, float(norm_type))
+    if error_if_nonfinite and not math.isfinite(float(norm)):
+        raise RuntimeError(
+            f"The total norm of order {float(norm_type)} for gradients from `parameters` is "
+            "non-finite, so it cannot be clipped. To disable this error and scale the gradients by "
+            "the non-finite norm anyway, set `error_if_nonfinite=False`"
+        )
+    for p, grad in zip(chosen, clipped, strict=True):
+        p.grad = grad
+    return norm
+
+
+def clip_grad_value_(parameters: Any, clip_value: float, foreach: bool | None = None) -> None:
+    """Limits every element of the gradients to `[-clip_value, clip_value]`. Compiled.
+
+    Args:
+      parameters: a Parameter, an iterable of them, or a model. Those without gradient are skipped.
+      clip_value: the bound, for real gradients.
+      foreach: accepted and ignored.
+    """
+    chosen = _with_gradients(parameters)
+    clipped = _clipped_by_value(tuple(p.grad for p in chosen), float(clip_value))
+    for p, grad in zip(chosen, clipped, strict=True):
+        p.grad = grad
+
+
+def _with_gradients(parameters: Any) -> list[Parameter]:
+    if not isinstance(parameters, dict | list | tuple | Parameter) and hasattr(
+        parameters, "__iter__"
+    ):
+        parameters = list(parameters)
+    cells = jax.tree.leaves(parameters)
+    return [p for p in cells if isinstance(p, Parameter) and p.grad is not None]
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _clipped_by_norm(
+    grads: Sequence[Any], max_norm: Any, norm_type: float
+) -> tuple[jax.Array, list[Any]]:
+    norm = total_norm(grads, norm_type)
+    return norm, scaled_to(list(grads), norm, max_norm)
+
+
+def total_norm(grads: Sequence[Any], norm_type: float) -> jax.Array:
+    """The norm of all elements together, in float32 at least."""
+    if norm_type == 2.0:
+        return global_norm(list(grads))
+    # The elements that a sparse gradient does not have count where a norm falls with zeros.
+    grads = [
+        g.todense() if norm_type < 0.0 and trees.is_sparse(g) else updating.elements(g)
+        for g in grads
+    ]
+    dtype = real_dtype(widest(*(g.dtype for g in grads)))
+    sizes = [jnp.abs(g.astype(widest(g.dtype))).astype(dtype) for g in grads]
+    if norm_type == math.inf:
+        return functools.reduce(jnp.maximum, [jnp.max(x, initial=0.0) for x in sizes])
+    if norm_type == -math.inf:
+        return functools.reduce(jnp.minimum, map(jnp.min, sizes))
+    if norm_type == 0.0:  # torch counts the gradients whose count of nonzeros is not zero
+        return sum((jnp.any(x != 0).astype(dtype) for x in sizes), jnp.zeros((), dtype))
+    powers = sum((jnp.sum(x**norm_type) for x in sizes), jnp.zeros((), dtype))
+    return powers ** (1.0 / norm_type)
+
+
+@jax.jit
+def _clipped_by_value(grads: Sequence[Any], clip_value: Any) -> list[Any]:
+    def clipped(g: jax.Array) -> jax.Array:
+        return jnp.clip(g, -clip_value.astype(g.dtype), clip_value.astype(g.dtype))
+
+    return [updating.entrywise(clipped)(g) if trees.is_sparse(g) else clipped(g) for g in grads]

@@ -1,0 +1,1 @@
+"""From `param_groups` to one compiled call."""
