@@ -10,13 +10,11 @@ import typing
 from collections.abc import Callable
 from typing import Any
 
-import jax
-
 
 def selects_code(factory: Callable[..., Any]) -> frozenset[str]:
     """The arguments of a factory that select code: flags, words, lengths.
 
-    A factory of this library says so by its types: what may be an array is a number. One of another
+    A factory of this library says so by its types: what may be a float is a number. One of another
     library by its defaults: a flag is none, and a `mask` that is a function is no schedule.
     """
     known = getattr(factory, "selects_code", None)
@@ -27,8 +25,8 @@ def selects_code(factory: Callable[..., Any]) -> frozenset[str]:
         flags = {name for name, p in parameters.items() if isinstance(p.default, bool)}
         return frozenset(flags | ({"mask"} & set(parameters)))
     types = typing.get_type_hints(factory)
-    return frozenset(name for name in parameters if not _may_be_an_array(types.get(name)))
+    return frozenset(name for name in parameters if not _may_be_a_float(types.get(name)))
 
 
-def _may_be_an_array(hint: Any) -> bool:
-    return hint is jax.Array or any(map(_may_be_an_array, typing.get_args(hint)))
+def _may_be_a_float(hint: Any) -> bool:
+    return hint is float or any(map(_may_be_a_float, typing.get_args(hint)))

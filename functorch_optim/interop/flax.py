@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from functorch_optim.stateful.memory.cell import OUTSIDE, READ, Cell
 from functorch_optim.stateful.parameter import Parameter
 
 try:
@@ -55,6 +56,51 @@ def parameters(module: Any, wrt: Any = nnx.Param) -> ModuleParameters:
     return ModuleParameters(module, wrt)
 
 
+class VariableCell(Cell):
+    """A Variable as the place of an array. The module can be read and written beside it.
+
+    So the references are counted at every step, and what no step wrote is somebody's.
+    """
+
+    __slots__ = ("_written", "variable")
+
+    def __init__(self, variable: Any):
+        self.variable = variable
+        self._written: Any = None  # what was put in last, weakly
+
+    @property
+    def array(self) -> Any:  # in place of Cell's slot
+        """The Variable's value."""
+        return self.variable.get_raw_value()
+
+    @array.setter
+    def array(self, value: Any) -> None:
+        if value is not self.array:
+            self.variable.set_raw_value(value)
+        self._written = weakref.ref(value)
+
+    @property
+    def held(self) -> int:  # in place of Cell's slot
+        """Never `NOBODY`, for the module may be looked at."""
+        own = self._written is not None and self._written() is self.array
+        return READ if own else OUTSIDE
+
+    @held.setter
+    def held(self, value: int) -> None:
+        if value == OUTSIDE:
+            self._written = None
+
+    def _alone(self) -> int:
+        return _ALONE
+
+    def __getstate__(self) -> Any:
+        return self.variable
+
+    def __setstate__(self, variable: Any) -> None:
+        self.variable = variable
+        self._written = None
+
+
 class VariableParameter(Parameter):
     """A Parameter whose value is that of an nnx Variable.
 
@@ -63,40 +109,15 @@ class VariableParameter(Parameter):
       name: shown in messages and by `named_parameters`.
     """
 
-    __slots__ = ("_written", "variable")
+    __slots__ = ("variable",)
 
     def __init__(self, variable: Any, name: str):
         self.variable = variable
-        self._written: Any = None  # what the last step wrote, weakly
         data = variable.get_raw_value()
         if not isinstance(data, jax.Array | np.ndarray | np.generic):
             raise TypeError(f"the Variable {name!r} should hold an array, but holds {data!r}")
         super().__init__(data, name=name)
-
-    @property
-    def _data(self) -> Any:  # in place of Parameter's slot
-        return self.variable.get_raw_value()
-
-    @_data.setter
-    def _data(self, value: Any) -> None:
-        self.variable.set_raw_value(value)
-
-    def release(self) -> jax.Array:
-        """As Parameter's. The module can be read and written beside this Parameter.
-
-        So the references are counted at every step, and what no step wrote is somebody's.
-        """
-        own = self._written is not None and self._written() is self._data
-        return self._data if own and self._references() <= _ALONE else jnp.copy(self._data)
-
-    def replace(self, value: jax.Array) -> None:
-        """As Parameter's."""
-        super().replace(value)
-        self._written = weakref.ref(value)
-
-    def __getstate__(self) -> Any:
-        state: Any = super().__getstate__()
-        return None, {**state[1], "_written": None}
+        self._cell = VariableCell(variable)
 
     def __deepcopy__(self, memo: Any) -> Parameter:
         """A plain Parameter: what a copied optimizer does is nothing to the module."""
@@ -202,10 +223,9 @@ def _dotted(path: _Path) -> str:
 
 
 def _references_when_alone() -> int:
-    cell = VariableParameter.__new__(VariableParameter)
-    cell.variable = nnx.Variable(object())  # any object: no backend is started for it
-    return cell._references()
+    variable = nnx.Variable(object())  # any object: no backend is started for it
+    return VariableCell(variable)._references()
 
 
-# What `_references` counts when the Variable alone holds its array: measured, as in Parameter.
+# What `_references` counts when the Variable alone holds its array: measured, as in `Cell`.
 _ALONE = _references_when_alone()

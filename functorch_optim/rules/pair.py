@@ -60,7 +60,7 @@ def per_leaf(rule: Rule, **fixed: Any) -> Callable[[Callable[P, None]], Factory[
     """Makes a factory of pairs from a rule and a function that checks hyperparameters.
 
     The decorated function gives the factory its name, signature and docstring; its body raises
-    for bad values. An argument whose type has no `jax.Array` in it selects code; every other is a
+    for bad values. An argument whose type has no `float` in it selects code; every other is a
     number, an array or a schedule.
 
     Args:

@@ -14,6 +14,7 @@ import numpy as np
 from functorch_optim.averages import weights
 from functorch_optim.averages.weights import AverageState, WeightAverage
 from functorch_optim.core import trees
+from functorch_optim.stateful.memory.cell import VALUES, Changes
 from functorch_optim.stateful.model import parameters, values
 from functorch_optim.stateful.parameter import Parameter
 
@@ -75,7 +76,7 @@ class AveragedModel:
             if isinstance(x, Parameter):
                 x.grad = None
                 if device is not None:
-                    x.replace(jax.device_put(x.data, device, may_alias=False))
+                    x.data = jax.device_put(x.data, device, may_alias=False)
         if device is not None:
             self.set_buffers([jax.device_put(flat[i], device, may_alias=False) for i in places])
 
@@ -107,7 +108,8 @@ class AveragedModel:
         """
         own, treedef, places = parts(self.module)
         given = trees.flatten_like(model, treedef, "model", "the averaged model")
-        given = [x.data if isinstance(x, Parameter) else x for x in given]
+        with VALUES.lock:  # all of one moment
+            given = [x.data if isinstance(x, Parameter) else x for x in given]
         trees.check_shapes(given, own, treedef, "model", "the averaged model")
         current = {
             x: _placed_like(x, y)
@@ -117,16 +119,17 @@ class AveragedModel:
         averages, buffers = _updated(
             self._average,
             self.use_buffers,
-            [p.release() for p in current],
+            [p.data for p in current],
             list(current.values()),
             [jnp.asarray(own[i]) for i in places],
             [_placed_like(own[i], given[i]) for i in places],
             np.int32(self.n_averaged),
         )
-        for p, average in zip(current, averages, strict=True):
-            p.replace(average)
-        self.set_buffers(buffers)
-        self.n_averaged += 1
+        changes = Changes()
+        changes.put([p._cell for p in current], averages)
+        module = filled(self.module, buffers) if buffers else self.module
+        changes.update(self.__dict__, {"module": module, "n_averaged": self.n_averaged + 1})
+        changes.make()
 
     def set_buffers(self, buffers: Sequence[jax.Array]) -> None:
         """Puts in all buffers, in the order of the tree: `module` is a new tree then."""
@@ -165,15 +168,14 @@ class AveragedModel:
             raise RuntimeError(
                 "Error(s) in loading state_dict for AveragedModel: " + "; ".join(problems)
             )
-        self.n_averaged = int(saved["n_averaged"])
-        buffers = []
-        for key, x in named.items():
-            loaded = _placed_like(x, jnp.array(saved[key], x.dtype))
-            if isinstance(x, Parameter):
-                x.replace(loaded)
-            else:
-                buffers.append(loaded)
-        self.set_buffers(buffers)
+        loaded = {key: _placed_like(x, jnp.array(saved[key], x.dtype)) for key, x in named.items()}
+        cells = {key: x._cell for key, x in named.items() if isinstance(x, Parameter)}
+        buffers = [loaded[key] for key in named if key not in cells]
+        changes = Changes()
+        changes.put(list(cells.values()), [loaded[key] for key in cells])
+        module = filled(self.module, buffers) if buffers else self.module
+        changes.update(self.__dict__, {"module": module, "n_averaged": int(saved["n_averaged"])})
+        changes.make()
 
     def _named(self) -> dict[str, Any]:
         """The arrays by their keys in a state_dict: parameters, then buffers."""
@@ -231,7 +233,7 @@ def _fits(saved: np.dtype, wanted: np.dtype) -> bool:
     return of[0] <= of[1]
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def _updated(
     average: WeightAverage,
     use_buffers: bool,

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from functorch_optim.core.updating import add
+from functorch_optim.stateful.memory.cell import VALUES, Changes
 from functorch_optim.stateful.model import Skeleton, arrays, split
 
 
@@ -34,13 +35,15 @@ def backward(
     if not trained:
         raise ValueError("backward: no Parameter of the model requires a gradient")
     program = _compiled(loss_fn, has_aux)
-    result, grads = program(skeleton, arrays(trained), arrays(constant), args)
-    if any(p.grad is not None for p in trained):
-        before = tuple(p.grad for p in trained)
+    with VALUES:  # a step on another thread does not take these arrays now
+        (loss, aux), grads = program(skeleton, arrays(trained), arrays(constant), args)
+    before = tuple(p.grad for p in trained)
+    if any(g is not None for g in before):
         grads = _sum(before, grads)
-    for p, grad in zip(trained, grads, strict=True):
-        p.grad = grad
-    return result
+    changes = Changes()
+    changes.set(trained, "grad", grads)
+    changes.make()
+    return (loss, aux) if has_aux else loss
 
 
 @functools.lru_cache(maxsize=256)
@@ -55,13 +58,14 @@ def value_and_grads(
     trained: Sequence[jax.Array],
     constant: Sequence[jax.Array],
     args: Sequence[Any],
-) -> tuple[Any, tuple[jax.Array, ...]]:
-    """`loss_fn`'s result, and the directions of steepest ascent for the trained arrays."""
+) -> tuple[tuple[jax.Array, Any], tuple[jax.Array, ...]]:
+    """`((loss, aux), gradients)`: the directions of steepest ascent for the trained arrays."""
 
-    def loss_of(trained: Sequence[jax.Array]) -> Any:
-        return loss_fn(skeleton.fill(trained, constant), *args)
+    def loss_of(trained: Sequence[jax.Array]) -> tuple[Any, Any]:
+        result = loss_fn(skeleton.fill(trained, constant), *args)
+        return result if has_aux else (result, None)
 
-    result, grads = jax.value_and_grad(loss_of, has_aux=has_aux)(tuple(trained))
+    result, grads = jax.value_and_grad(loss_of, has_aux=True)(tuple(trained))
     return result, tuple(jnp.conj(g) if jnp.iscomplexobj(g) else g for g in grads)
 
 

@@ -10,27 +10,31 @@ Hook = Callable[..., Any]
 
 
 class Hooks:
-    """Registered functions, in the order in which they run."""
+    """Registered functions, in the order in which they run.
+
+    Attributes:
+      registered: the functions by key.
+    """
 
     def __init__(self) -> None:
-        self._by_key: dict[int, Hook] = {}
+        self.registered: dict[int, Hook] = {}
         self._keys = itertools.count()
 
     def add(self, hook: Hook, prepend: bool = False) -> RemovableHandle:
         """Registers a function, behind the others or in front of them."""
         key = next(self._keys)
         if prepend:
-            self._by_key = {key: hook, **self._by_key}
+            self.registered = {key: hook, **self.registered}
         else:
-            self._by_key[key] = hook
+            self.registered[key] = hook
         return RemovableHandle(self, key)
 
     def remove(self, key: int) -> None:
         """Takes a function out, if it is there."""
-        self._by_key.pop(key, None)
+        self.registered.pop(key, None)
 
     def __iter__(self) -> Iterator[Hook]:
-        return iter(list(self._by_key.values()))  # a hook may remove itself
+        return iter(list(self.registered.values()))  # a hook may remove itself
 
 
 class RemovableHandle:
@@ -51,8 +55,8 @@ class RemovableHandle:
         self.remove()
 
 
-_before_any_step = Hooks()
-_after_any_step = Hooks()
+BEFORE_ANY_STEP = Hooks()
+AFTER_ANY_STEP = Hooks()
 
 
 def register_optimizer_step_pre_hook(hook: Hook) -> RemovableHandle:
@@ -60,12 +64,12 @@ def register_optimizer_step_pre_hook(hook: Hook) -> RemovableHandle:
 
     It may return `(new_args, new_kwargs)`; args include the optimizer, as in torch.
     """
-    return _before_any_step.add(hook)
+    return BEFORE_ANY_STEP.add(hook)
 
 
 def register_optimizer_step_post_hook(hook: Hook) -> RemovableHandle:
     """Runs `hook(optimizer, args, kwargs)` after each step of every optimizer."""
-    return _after_any_step.add(hook)
+    return AFTER_ANY_STEP.add(hook)
 
 
 def around_step(
@@ -81,7 +85,7 @@ def around_step(
     Raises:
       RuntimeError: a hook returned something that is not new arguments.
     """
-    for hook in (*_before_any_step, *before):
+    for hook in (*BEFORE_ANY_STEP, *before):
         result = hook(optimizer, args, kwargs)
         if result is None:
             continue
@@ -91,7 +95,7 @@ def around_step(
             )
         args, kwargs = result
     returned = step(*args, **kwargs)
-    for hook in (*after, *_after_any_step):
+    for hook in (*after, *AFTER_ANY_STEP):
         hook(optimizer, args, kwargs)
     return returned
 

@@ -12,12 +12,10 @@ import jax.numpy as jnp
 from functorch_optim.algorithms import lbfgs as algorithm
 from functorch_optim.algorithms.lbfgs import Layout, LBFGSState, Numbers, Run
 from functorch_optim.core import trees
-from functorch_optim.core.pair import GradientTransformation
+from functorch_optim.stateful.memory.cell import OUTSIDE, VALUES, Changes
 from functorch_optim.stateful.memory.of_lbfgs import DEFAULTS, LBFGSMemory, SearchPlan
-from functorch_optim.stateful.model import arrays, split
 from functorch_optim.stateful.optimizer import Optimizer
 from functorch_optim.stateful.step import program
-from functorch_optim.stateful.step.program import Part
 
 
 class LBFGS(Optimizer):
@@ -107,37 +105,46 @@ class LBFGS(Optimizer):
         if arguments:
             return self.make_step(closure, arguments[0])(*arguments[1:])
         with self._lock:
-            return self._driven(closure, self._only_part())
+            return self._driven(closure)
 
-    def _driven(self, closure: Callable[[], Any], part: Part) -> Any:
+    def _driven(self, closure: Callable[[], Any]) -> Any:
         """A step whose function is evaluated by the closure, at one point after the other."""
-        _, _, parameters = part
-        plan, state, numbers, commit = self._memory.prepare([part])
-        before = [p._data for p in parameters]
-        traced = program.trace_count()
-
-        def put(values: list[jax.Array]) -> None:
-            for p, value in zip(parameters, values, strict=True):
-                if not trees.has_no_update(value):  # integers are what they were
-                    p.replace(value)
-
+        groups = self._active(self._parameters())
+        step = self._memory.prepare(groups)
+        parameters = groups[0].parameters
+        cells = [p._cell for p in parameters]
+        with VALUES.lock:
+            before = [cell.read() for cell in cells]
+            state = step.release(True)
+        count, traced = self.compile_count, program.trace_count()
+        finished: dict[str, Any] = {}
         try:
             first = loss = closure()
             run = _begun(state, before)
             while True:
                 grads = [p.grad for p in parameters]
-                run, values = _advanced(plan, run, before, _scalar(loss), grads, numbers)
-                put(values)
+                run, values = _advanced(step.plan, run, before, _scalar(loss), grads, step.numbers)
+                changes = Changes()
+                moved = [not trees.has_no_update(x) for x in values]  # integers stay what they were
+                changes.put(
+                    [cell for cell, moves in zip(cells, moved, strict=True) if moves],
+                    [x for x, moves in zip(values, moved, strict=True) if moves],
+                )
                 if run.stopped:
-                    break
+                    step.commit(changes, jax.tree.leaves(run.state))
+                    compiled = program.trace_count() - traced
+                    changes.update(self.__dict__, {"compile_count": count + compiled})
+                    changes.update(finished, {"finished": True})
+                changes.make()
+                if finished:
+                    return first
                 loss = closure()
         except BaseException:
-            for p, value in zip(parameters, before, strict=True):
-                p.data = value
+            if not finished:
+                changes = Changes()
+                changes.put(cells, before, OUTSIDE)
+                changes.make()
             raise
-        commit(run.state)
-        self.compile_count += program.trace_count() - traced
-        return first
 
     def make_step(
         self,
@@ -148,6 +155,8 @@ class LBFGS(Optimizer):
         clip_norm: float | None = None,
     ) -> Callable[..., Any]:
         """A step as ONE compiled program: every evaluation of the function, and the search.
+
+        All parameters of the optimizer take part; those that the model lacks stay where they are.
 
         Args:
           loss_fn: `loss_fn(params, *args) -> loss`, where params is the model's plain tree.
@@ -169,80 +178,7 @@ class LBFGS(Optimizer):
         """
         if clip_norm is not None:
             raise ValueError("LBFGS: clipped gradients are not those of the function it minimizes")
-        program.check_accumulate(accumulate)
-        train = _compiled(loss_fn, has_aux, accumulate)
-
-        def train_step(*args: Any) -> Any:
-            self._check_not_lent()
-            part = self._only_part()
-            skeleton, trained, constant = split(model, self._parameters())
-            if not trained:
-                raise ValueError("make_step: no Parameter of the model is held by this optimizer")
-            if accumulate > 1:
-                program.check_micro_batches(args, accumulate)
-            places = tuple(part[2].index(p) for p in trained)
-            self._opt_called = True
-            return self._run(
-                [part],
-                lambda plan, data, state, numbers: train(
-                    plan, skeleton, places, data, state, arrays(constant), numbers, args
-                ),
-                args,
-            )
-
-        return train_step
-
-    def to_functional(self) -> tuple[Any, Any, Any]:
-        """The optimizer as `(pair, params, state)`, for a loop inside `jit`.
-
-        The pair is `functorch_optim.lbfgs`, whose update takes `value_and_grad_fn`.
-        """
-        self._check_not_lent()
-        index, group, parameters = self._only_part()
-        cells, treedef = trees.flatten(self._tree)
-        if cells != parameters:
-            raise ValueError("to_functional: a Parameter is listed more than once")
-        _, _, _, commit = prepared = self._memory.prepare([(index, group, parameters)])
-        commit(prepared.buffers)
-        self._memory.steps -= 1
-        options = {name: group[name] for name in DEFAULTS}
-        pair = algorithm.lbfgs(**options, stop_on_nan=self._stop_on_nan)
-        params = treedef.unflatten([p.data for p in cells])
-        self._lent = True
-        return GradientTransformation(*pair), params, self._memory.shown()
-
-    def from_functional(self, params: Any, state: Any) -> None:
-        """Takes back what `to_functional` gave away, further on.
-
-        Raises:
-          RuntimeError: nothing was given away. TypeError, ValueError: params or state do not fit;
-            nothing is changed then.
-        """
-        if not self._lent:
-            raise RuntimeError("nothing to take back: to_functional was not called before")
-        cells, treedef = trees.flatten(self._tree)
-        given = trees.flatten_like(params, treedef, "params", "the optimizer's parameters")
-        values = [jnp.asarray(value) for value in given]
-        for p, value in zip(cells, values, strict=True):
-            p.check_like("value", value)
-        if not isinstance(state, LBFGSState):
-            raise TypeError(f"state should be an LBFGSState, but is {state!r}")
-        if state.old_dirs.shape != self._memory.state.old_dirs.shape:
-            raise ValueError(
-                f"state should have a history of shape {self._memory.state.old_dirs.shape}, but "
-                f"has {state.old_dirs.shape}"
-            )
-        for p, value in zip(cells, values, strict=True):
-            p.data = value
-        self._memory.state, self._memory.steps = state, int(state.step)
-        self._memory.shown()
-        self._lent = False
-
-    def _only_part(self) -> Part:
-        count = len(self.param_groups)
-        if count != 1:
-            raise AssertionError(f"Expected exactly one param_group, but got {count}")
-        return 0, self.param_groups[0], list(self._parameters())
+        return super().make_step(loss_fn, model, has_aux, accumulate)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_stop_on_nan": self._stop_on_nan}
@@ -277,48 +213,3 @@ def _advanced(
     run = algorithm.advance(run, loss, layout.vector(grads, "grads"), numbers, *plan)
     where = jnp.where(run.stopped, run.x, run.trial)
     return run, layout.tree(where)
-
-
-@functools.lru_cache(maxsize=256)
-def _compiled(loss_fn: Callable[..., Any], has_aux: bool, accumulate: int) -> Callable[..., Any]:
-    """All of a step in one program, which returns `(result, data, state)`."""
-
-    @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=(3, 4))
-    def train_step(
-        plan: SearchPlan,
-        skeleton: Any,
-        places: tuple[int, ...],
-        data: list[list[jax.Array]],
-        state: LBFGSState,
-        constant: Any,
-        numbers: Numbers,
-        args: Any,
-    ) -> Any:
-        program.count_trace()
-        (values,) = data
-        layout = Layout(values)
-        compute = program.evaluation(loss_fn, has_aux, accumulate, skeleton, constant, args)
-
-        def evaluated(run: Run) -> tuple[Any, list[Any]]:
-            point = layout.tree(run.trial)
-            result, found = compute(tuple(point[i] for i in places))
-            grads: list[Any] = [None] * len(values)
-            for i, g in zip(places, found, strict=True):
-                grads[i] = g
-            return result, grads
-
-        def turn(carry: tuple[Run, Any]) -> tuple[Run, Any]:
-            run, first = carry
-            result, grads = evaluated(run)
-            loss = result[0] if has_aux else result
-            first = jax.tree.map(lambda a, b: jnp.where(run.started, a, b), first, result)
-            vector = layout.vector(grads, "grads")
-            return algorithm.advance(run, loss, vector, numbers, *plan), first
-
-        begun = algorithm.begin(state, layout.vector(values, "params"))
-        shapes, _ = jax.eval_shape(evaluated, begun)
-        empty = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        run, first = jax.lax.while_loop(lambda carry: ~carry[0].stopped, turn, (begun, empty))
-        return first, [layout.tree(run.x)], run.state
-
-    return train_step

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from functorch_optim.core import trees
+from functorch_optim.stateful.memory.cell import VALUES
 from functorch_optim.stateful.parameter import Parameter
 
 
@@ -32,7 +33,8 @@ def parameters(tree: Any) -> Any:
 
 def values(model: Any) -> Any:
     """The plain tree: every Parameter replaced by its value."""
-    return jax.tree.map(lambda x: x.data if isinstance(x, Parameter) else x, model)
+    with VALUES.lock:  # all of one moment
+        return jax.tree.map(lambda x: x.data if isinstance(x, Parameter) else x, model)
 
 
 def named_parameters(model: Any) -> Iterator[tuple[str, Parameter]]:

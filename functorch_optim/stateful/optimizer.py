@@ -8,9 +8,10 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from functorch_optim.core import checks, trees, updating
-from functorch_optim.stateful import functional, groups, hooks
+from functorch_optim.stateful import groups, hooks
 from functorch_optim.stateful.hooks import (
     Hook,
     Hooks,
@@ -20,10 +21,12 @@ from functorch_optim.stateful.hooks import (
 )
 from functorch_optim.stateful.memory import torch_layout
 from functorch_optim.stateful.memory.by_leaf import LeafMemory
+from functorch_optim.stateful.memory.cell import OUTSIDE, VALUES, Changes
+from functorch_optim.stateful.memory.protocol import ActiveGroup, Memory
 from functorch_optim.stateful.model import arrays, split, values
 from functorch_optim.stateful.parameter import Parameter
 from functorch_optim.stateful.step import compile_log, program
-from functorch_optim.stateful.step.program import Part
+from functorch_optim.stateful.step.run import Call, Outcome, run
 
 __all__ = [
     "Optimizer",
@@ -64,20 +67,20 @@ class Optimizer:
         self.param_groups: list[dict[str, Any]] = []
         self.compile_count = 0
         self.log_compiles = False
+        self._last_call: Any = None
         self._last_inputs: Mapping[str, Any] | None = None
         self._opt_called = False  # for the schedulers' warning about the order of calls
         self._lent = False
         self._unmatched: dict[Any, Any] = {}
-        self._memory = self._new_memory()
+        self._memory: Memory = self._new_memory()
         self._lock = threading.RLock()
         self._reset_hooks()
         given, self._trees, self._grouped = groups.normalized(params)
         for group in given:
             self._append(group)
-        everything = self._parameters()
-        self._memory.begin(everything, self._parts(everything))
+        self._memory.begin(self._active(self._parameters()))
 
-    def _new_memory(self) -> Any:
+    def _new_memory(self) -> Memory:
         return LeafMemory(self._factory)
 
     @property
@@ -117,9 +120,12 @@ class Optimizer:
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Sets every gradient to `None`, or to zeros."""
-        for p in self._parameters():
-            keep = not set_to_none and p.grad is not None
-            p.grad = updating.zeros_like(p.grad) if keep else None
+        cells = list(self._parameters())
+        changes = Changes()
+        changes.set(
+            cells, "_grad", [None if set_to_none else updating.zeros_like(p.grad) for p in cells]
+        )
+        changes.make()
 
     def step(self, *args: Any, **kwargs: Any) -> Any:
         """Updates every parameter that has a gradient, all in one compiled call.
@@ -140,6 +146,9 @@ class Optimizer:
             these; an error on the device says whether the parameters are lost.
         """
         before, after = self._step_pre_hooks, self._step_post_hooks
+        around = before, after, hooks.BEFORE_ANY_STEP, hooks.AFTER_ANY_STEP
+        if not any([some.registered for some in around]):
+            return self._step(*args, **kwargs)
         return hooks.around_step(self, type(self)._step, before, after, (self, *args), kwargs)
 
     def _step(self, closure: Any = None) -> Any:
@@ -148,20 +157,18 @@ class Optimizer:
         is_closure = callable(closure) and jax.tree_util.all_leaves([closure])
         result = closure() if is_closure else None
         if closure is None or is_closure:
-            grads = {p: p.grad for p in self._parameters()}
+            grads = {p: p._grad for p in self._parameters()}
         else:
             grads = self._matched(closure)
-        parts = self._parts({p for p, grad in grads.items() if grad is not None})
-        if parts:
-            ordered = self._memory.gradients(parts, grads)
-            self._run(
-                parts,
-                lambda plan, data, buffers, numbers: (
-                    None,
-                    *program.compiled_update(plan, data, buffers, ordered, numbers),
-                ),
-                ordered,
-            )
+        active = self._active({p for p, grad in grads.items() if grad is not None})
+        if active:
+            ordered = self._memory.gradients(active, grads)
+
+            def arguments(plan: Any, values: Any, buffers: Any, numbers: Any) -> tuple[Any, ...]:
+                return plan, values, buffers, ordered, numbers
+
+            inputs = [g for of_group in ordered for g in of_group]
+            self._run(active, Call(program.compiled_update, arguments, inputs, None), ordered)
         return result
 
     def make_step(
@@ -199,22 +206,28 @@ class Optimizer:
 
         def train_step(*args: Any) -> Any:
             self._check_not_lent()
-            skeleton, trained, constant = split(model, self._parameters())
+            members = self._parameters()
+            skeleton, trained, constant = split(model, members)
             if not trained:
                 raise ValueError("make_step: no Parameter of the model is held by this optimizer")
             if accumulate > 1:
                 program.check_micro_batches(args, accumulate)
-            parts = self._parts(set(trained))
-            place = {p: (i, j) for i, part in enumerate(parts) for j, p in enumerate(part[2])}
-            places = tuple(place[p] for p in trained)
+            active = self._active(members if self._memory.steps_as_one else set(trained))
+            where = {
+                p: (i, j) for i, group in enumerate(active) for j, p in enumerate(group.parameters)
+            }
+            positions = tuple(where[p] for p in trained)
+
+            def arguments(plan: Any, values: Any, buffers: Any, numbers: Any) -> tuple[Any, ...]:
+                rest = arrays(constant), numbers, args
+                return plan, skeleton, positions, values, buffers, *rest
+
+            inputs, structure = jax.tree.flatten((args, arrays(constant)))
             self._opt_called = True
-            return self._run(
-                parts,
-                lambda plan, data, buffers, numbers: train(
-                    plan, skeleton, places, data, buffers, arrays(constant), numbers, args
-                ),
-                args,
-            )
+            with VALUES:  # constants may be Parameters of another optimizer
+                call = Call(train, arguments, inputs, (skeleton, positions, structure))
+                loss, aux = self._run(active, call, args)
+            return (loss, aux) if has_aux else loss
 
         return train_step
 
@@ -225,7 +238,8 @@ class Optimizer:
         """
         for hook in self._state_dict_pre_hooks:
             hook(self)
-        packed = torch_layout.packed(self.param_groups, self.state, self._unmatched)
+        with VALUES.lock:  # all of one moment
+            packed = torch_layout.packed(self.param_groups, self.state, self._unmatched)
         return hooks.replaced(self._state_dict_post_hooks, self, packed)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], match: str = "position") -> None:
@@ -245,9 +259,12 @@ class Optimizer:
         self._check_not_lent()
         state_dict = hooks.replaced(self._load_state_dict_pre_hooks, self, dict(state_dict))
         found = torch_layout.matched(state_dict, self.param_groups, self._memory.fixed, match)
-        parts = self._parts(self._parameters(), found.groups)
-        memory = self._memory.loaded(found.entries, parts)
-        self.param_groups, self._memory, self._unmatched = found.groups, memory, found.unmatched
+        memory = self._memory.loaded(found.entries, self._active(self._parameters(), found.groups))
+        loaded = {"param_groups": found.groups, "_memory": memory, "_unmatched": found.unmatched}
+        with self._lock:
+            changes = Changes()
+            changes.update(self.__dict__, loaded)
+            changes.make()
         for hook in self._load_state_dict_post_hooks:
             hook(self)
 
@@ -268,19 +285,29 @@ class Optimizer:
         """
         cells, treedef = trees.flatten(self._tree)
         given = trees.flatten_like(params, treedef, "params", "the optimizer's parameters")
-        names = ("param_groups", "_memory", "_unmatched", "_trees", "_grouped", "_lent")
-        live = {name: getattr(self, name) for name in names}
-        self._trees = list(self._trees)
-        held = [(p, p._data, p.grad) for p in cells]
+        swapped = [Parameter(value).data for value in given]
+        for p, value in zip(cells, swapped, strict=True):
+            p.check_like("value", value)
+        own = [p._cell for p in cells]
+        with VALUES.lock:
+            back = Changes()
+            back.put(own, [cell.read() for cell in own], OUTSIDE)
+            back.set(cells, "_grad", [p.grad for p in cells])
+            names = ("param_groups", "_memory", "_unmatched", "_trees", "_grouped", "_lent")
+            back.update(self.__dict__, {name: getattr(self, name) for name in names})
         try:
-            for p, value in zip(cells, given, strict=True):
-                p.data, p.grad = value, None
-            self.load_state_dict(state)
-            yield self
+            try:
+                there = Changes()
+                there.put(own, swapped, OUTSIDE)
+                there.set(cells, "_grad", [None] * len(cells))
+                there.update(self.__dict__, {"_trees": list(self._trees)})
+                there.make()
+                self.load_state_dict(state)
+                yield self
+            finally:
+                back.make()
         finally:
-            self.__dict__.update(live)
-            for p, value, grad in held:
-                p.data, p.grad = value, grad
+            back.make()  # once more: an interrupt may have come just before the first
 
     def to_functional(self) -> tuple[Any, Any, Any]:
         """The optimizer as `(pair, params, state)`, for a loop inside `jit` or `lax.scan`.
@@ -290,9 +317,11 @@ class Optimizer:
         back.
         """
         self._check_not_lent()
-        result = functional.lent(self._memory, self._parts(self._trainable()), self._tree)
-        self._lent = True
-        return result
+        with self._lock, VALUES.lock:
+            pair, state = self._memory.lend(self._lendable(), self._tree)
+            params = self.params
+            self._lent = True
+        return pair, params, state
 
     def from_functional(self, params: Any, state: Any) -> None:
         """Takes back what `to_functional` gave away, further on.
@@ -303,9 +332,22 @@ class Optimizer:
         """
         if not self._lent:
             raise RuntimeError("nothing to take back: to_functional was not called before")
-        parts = self._parts(self._trainable())
-        functional.take_back(self._memory, parts, self._tree, params, state)
-        self._lent = False
+        cells, treedef = trees.flatten(self._tree)
+        given = trees.flatten_like(params, treedef, "params", "the optimizer's parameters")
+        arrays = [jnp.asarray(value) for value in given]
+        for p, value in zip(cells, arrays, strict=True):
+            p.check_like("value", value)
+        memory = self._memory.taken_back(self._lendable(), self._tree, state)
+        changes = Changes()
+        changes.put([p._cell for p in cells], arrays, OUTSIDE)
+        changes.update(self.__dict__, {"_memory": memory, "_lent": False})
+        changes.make()
+
+    def _lendable(self) -> list[ActiveGroup]:
+        everything = self._parameters()
+        if self._memory.steps_as_one:
+            return self._active(everything)
+        return self._active({p for p in everything if p.requires_grad})
 
     def register_step_pre_hook(self, hook: Hook) -> RemovableHandle:
         """Runs `hook(optimizer, args, kwargs) -> None | (args, kwargs)` before each step."""
@@ -346,11 +388,20 @@ class Optimizer:
 
     def __getstate__(self) -> dict[str, Any]:
         # As torch: hooks, and what was put on this object from outside (a scheduler's step), stay
-        # behind.
-        return {name: self.__dict__[name] for name in _KEPT}
+        # behind. Values and state are of one moment, whatever other threads do meanwhile.
+        with VALUES.lock:
+            kept = {name: self.__dict__[name] for name in _KEPT}
+            kept["param_groups"] = [dict(group) for group in self.param_groups]
+            kept["_memory"] = self._memory.snapshot()
+            kept["_values"] = [(p, p.data, p.grad) for p in self._parameters()]
+        return kept
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        values = state.pop("_values", ())
         self.__dict__.update(state)
+        for p, value, grad in values:
+            p.data, p.grad = value, grad
+        self._last_call = None
         self._last_inputs = None
         self._lock = threading.RLock()
         self._reset_hooks()
@@ -373,9 +424,6 @@ class Optimizer:
     def _parameters(self) -> dict[Parameter, None]:
         return {p: None for group in self.param_groups for p in group["params"]}
 
-    def _trainable(self) -> set[Parameter]:
-        return {p for p in self._parameters() if p.requires_grad}
-
     def _matched(self, grads: Any) -> dict[Parameter, Any]:
         """A tree of gradients, by Parameter."""
         cells, treedef = trees.flatten(self._tree)
@@ -385,66 +433,34 @@ class Optimizer:
             for p, grad in zip(cells, given, strict=True)
         }
 
-    def _parts(
+    def _active(
         self, members: Collection[Parameter], groups: Sequence[Mapping[str, Any]] | None = None
-    ) -> list[Part]:
-        """The parts of the groups that are among these members: `(index, group, parameters)`."""
-        parts: list[Part] = []
+    ) -> list[ActiveGroup]:
+        """The parts of the groups that are among these members."""
+        active = []
         for index, group in enumerate(self.param_groups if groups is None else groups):
             chosen = [p for p in dict.fromkeys(group["params"]) if p in members]
             if chosen:
-                parts.append((index, group, chosen))
-        return parts
+                active.append(ActiveGroup(index, group, chosen))
+        return active
 
-    def _run(self, parts: list[Part], compute: Callable[..., Any], inputs: Any) -> Any:
-        """Runs a compiled program on the parts' values and buffers, and keeps its results.
+    def _run(self, active: list[ActiveGroup], call: Call, inputs: Any) -> Any:
+        """Runs a compiled program on the groups' values and buffers, and keeps its results.
 
         Steps of several threads take turns: each goes on from what the one before left.
         """
         with self._lock:
-            return self._run_alone(parts, compute, inputs)
+            count, described = self.compile_count, self._last_inputs
 
-    def _run_alone(self, parts: list[Part], compute: Callable[..., Any], inputs: Any) -> Any:
-        plan, buffers, numbers, commit = self._memory.prepare(parts)
-        data = [[p.release() for p in parameters] for _, _, parameters in parts]
-        described = self._described(parts, buffers, inputs)
-        traced = program.trace_count()
-        try:
-            result, new_data, new_buffers = compute(plan, data, buffers, numbers)
-        except BaseException as error:
-            if self._is_lost(parts):
-                raise RuntimeError(
-                    "the step failed after its parameters and state were given to the device: "
-                    "they are lost. Restore them from a checkpoint."
-                ) from error
-            raise
-        new = program.trace_count() - traced
-        self.compile_count += new
-        try:
-            self._keep(parts, new_data, new_buffers, commit)
-        except BaseException:  # an interrupt: nothing stays half updated
-            self._keep(parts, new_data, new_buffers, commit)
-            raise
-        if described is not None:
-            if new:
-                compile_log.log(self, self._last_inputs, described, first=self.compile_count == new)
-            self._last_inputs = described
-        return result
+            def after(changes: Changes, outcome: Outcome) -> None:
+                own = {"compile_count": count + outcome.traced, "_last_call": outcome.kind}
+                if self.log_compiles:
+                    own["_last_inputs"] = compile_log.described(
+                        active, self._memory.arguments, outcome.released, inputs
+                    )
+                changes.update(self.__dict__, own)
 
-    def _described(self, parts: list[Part], buffers: Any, inputs: Any) -> dict[str, Any] | None:
-        if not self.log_compiles:
-            return None
-        return compile_log.described(parts, self._memory.arguments, buffers, inputs)
-
-    def _is_lost(self, parts: list[Part]) -> bool:
-        """Whether values or state that the optimizer holds were given to the device."""
-        held = [p._data for _, _, parameters in parts for p in parameters]
-        return any(x.is_deleted() for x in [*held, *self._memory.held(parts)])
-
-    def _keep(
-        self, parts: list[Part], data: Any, buffers: Any, commit: Callable[[Any], None]
-    ) -> None:
-        for (_, _, parameters), new in zip(parts, data, strict=True):
-            for p, value in zip(parameters, new, strict=True):
-                p.replace(value)
-        commit(buffers)
+            result = run(self._memory, active, call, self._last_call, after)
+            if self.log_compiles and self.compile_count > count:
+                compile_log.log(self, described, self._last_inputs or {}, first=count == 0)
+            return result

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import jax
@@ -10,10 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from functorch_optim.core import trees
-
-# Who may hold a value besides its Parameter. What came from outside may share its memory with
-# arrays that no reference count shows: `jax.device_put` gives a second array over one buffer.
-_NOBODY, _READ, _OUTSIDE = range(3)
+from functorch_optim.stateful.memory.cell import OUTSIDE, VALUES, Cell
 
 
 class Parameter:
@@ -29,12 +25,11 @@ class Parameter:
       name: shown in messages and by `named_parameters`.
     """
 
-    __slots__ = ("__weakref__", "_data", "_floating", "_grad", "_held", "name", "requires_grad")
+    __slots__ = ("__weakref__", "_cell", "_floating", "_grad", "name", "requires_grad")
 
     def __init__(self, data: Any, requires_grad: bool = True, name: str | None = None):
-        self._data: jax.Array = data if isinstance(data, jax.Array) else jnp.array(data)
+        self._cell = Cell(data if isinstance(data, jax.Array) else jnp.array(data))
         self._grad: Any = None
-        self._held = _OUTSIDE
         self.name = name
         self._floating = not trees.has_no_update(self._data)
         self.requires_grad = requires_grad and self._floating
@@ -42,16 +37,20 @@ class Parameter:
     @property
     def data(self) -> jax.Array:
         """The value. It stays readable after later steps, which do not change it."""
-        self._held = max(self._held, _READ)
-        return self._data
+        return self._cell.read()
 
     @data.setter
     def data(self, value: Any) -> None:
         if not isinstance(value, jax.Array):
             value = self.placed(jnp.array(value))
         self.check_like("value", value)
-        self._data = value
-        self._held = _OUTSIDE
+        with VALUES.lock:
+            self._cell.array, self._cell.held = value, OUTSIDE
+
+    @property
+    def _data(self) -> jax.Array:
+        """The value, to look at: whoever keeps it takes `data`."""
+        return self._cell.array
 
     @property
     def grad(self) -> Any:
@@ -105,23 +104,6 @@ class Parameter:
     def _described(self) -> str:
         return f"parameter {self.name!r}" if self.name else "a parameter"
 
-    def release(self) -> jax.Array:
-        """The value for a computation that reuses its memory: a copy if somebody else holds it.
-
-        The caller puts the result of the computation back with `replace`.
-        """
-        if self._held == _OUTSIDE or (self._held == _READ and self._references() > _ALONE):
-            return jnp.copy(self._data)
-        return self._data
-
-    def replace(self, value: jax.Array) -> None:
-        """Puts in a fresh array that nobody else holds, of the same shape and dtype."""
-        self._data = value
-        self._held = _NOBODY
-
-    def _references(self) -> int:
-        return sys.getrefcount(self._data)
-
     @property
     def shape(self) -> tuple[int, ...]:
         """Of the value."""
@@ -152,14 +134,3 @@ class Parameter:
         name = f"{self.name!r}, " if self.name else ""
         frozen = "" if self.requires_grad else ", requires_grad=False"
         return f"Parameter({name}{self.dtype}{list(self.shape)}{frozen})"
-
-
-def _references_when_alone() -> int:
-    cell = Parameter.__new__(Parameter)
-    cell._data = object()  # type: ignore[assignment]  # any object: no backend is started for it
-    return cell._references()
-
-
-# What `_references` counts when the Parameter alone holds its array: measured, because the number
-# belongs to the interpreter.
-_ALONE = _references_when_alone()

@@ -10,7 +10,7 @@ from typing import Any, cast
 from functorch_optim.core.pair import GradientTransformation
 from functorch_optim.rules.pair import Factory
 from functorch_optim.stateful.groups import required
-from functorch_optim.stateful.memory.by_group import PairMemory
+from functorch_optim.stateful.memory.by_group import GroupMemory
 from functorch_optim.stateful.optimizer import Optimizer
 
 # torch's execution flags. They are kept in `param_groups` so that checkpoints travel; XLA always
@@ -95,7 +95,9 @@ def from_transformation(
     """
     called = str(name or getattr(factory, "__name__", type(factory).__name__))
     signature = inspect.signature(factory)
-    if hasattr(factory, "rule") and not static_args:
+    rule = getattr(factory, "rule", None)
+    # What depends on the whole tree belongs to a group, not to a parameter.
+    if rule is not None and rule.whole_tree is None and not static_args:
         made = torch_class(called, cast(Factory[Any], factory), _listed(signature))
     else:
         made = _pair_class(called, factory, signature, static_args)
@@ -129,8 +131,8 @@ def _pair_class(
             factory(**{**arguments, **given})  # raises what it raises for bad values
         Optimizer.__init__(self, params, {**arguments, **given})
 
-    def _new_memory(self: Optimizer) -> PairMemory:
-        return PairMemory(factory, arguments, static_args)
+    def _new_memory(self: Optimizer) -> GroupMemory:
+        return GroupMemory(factory, arguments, static_args)
 
     __init__.__qualname__ = f"{name}.__init__"
     doc = f"The stateful face of `{name}`.\n\n{inspect.getdoc(factory) or ''}"

@@ -24,7 +24,6 @@ CHANGES = {
         {"dampening": 0.1},
         {"dampening": 0},
         {"weight_decay": 0.1},
-        {"weight_decay": 0},
         {"weight_decay": 0.2, "momentum": 0.3, "lr": 0.0},
         {"foreach": True, "fused": None, "differentiable": True},
     ),
@@ -38,7 +37,6 @@ CHANGES = {
         {"eps": 0.1},
         {"eps": 0},
         {"weight_decay": 0.1},
-        {"weight_decay": 0},
         {"weight_decay": 0.2, "eps": 1e-3, "lr": 0.0},
         {"foreach": True, "fused": None, "capturable": True},
     ),
@@ -58,7 +56,7 @@ def warm(name: str, *, shapes: Any = None, **kwargs: Any) -> tuple[Any, list[opt
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_changed_number_compiles_nothing(name: str) -> None:
-    opt, _ = warm(name, lr=0.1, **({"momentum": 0.9} if name == "SGD" else {}))
+    opt, _ = warm(name, lr=0.1, weight_decay=0.3, **({"momentum": 0.9} if name == "SGD" else {}))
     assert opt.compile_count == 1
     with compilations() as compiled:
         for change in CHANGES[name]:
@@ -113,8 +111,22 @@ def test_a_replaced_learning_rate_array_compiles_nothing() -> None:
     assert not np.array_equal(p.data, before)
 
 
+@pytest.mark.parametrize("lr", [0.1, "array"])
+@pytest.mark.parametrize("name", ["SGD", "AdamW", "RMSprop"])
+def test_weight_decay_is_switched_on_by_one_program(name: str, lr: Any) -> None:
+    """Without any, nothing is computed for it. Switched off and on again, both are there."""
+    opt, _ = warm(name, lr=jnp.float32(0.1) if lr == "array" else lr, weight_decay=0)
+    opt.param_groups[0]["weight_decay"] = 0.1
+    opt.step()
+    assert opt.compile_count == 2
+    for weight_decay in (0, 0.2, 0.0, 0.3):
+        opt.param_groups[0]["weight_decay"] = weight_decay
+        opt.step()
+    assert opt.compile_count == 2
+
+
 def test_beside_an_array_a_whole_number_can_become_a_fraction() -> None:
-    opt, _ = warm("Adam", lr=jnp.float32(0.1), weight_decay=0, eps=1)
+    opt, _ = warm("Adam", lr=jnp.float32(0.1), weight_decay=1, eps=1)
     with compilations() as compiled:
         opt.param_groups[0]["weight_decay"] = 0.1
         opt.step()

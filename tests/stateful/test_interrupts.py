@@ -1,134 +1,235 @@
-"""Exceptions in the middle of a step: everything is as before it, or as after it."""
+"""Interrupts in the middle of a call: everything is as before it, or as after it.
+
+An interrupt may come between any two instructions of Python, in this library or in JAX below it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import contextlib
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
+import functorch_optim as fo
 import functorch_optim.stateful as optim
-from functorch_optim.stateful.memory import record as storage
 from functorch_optim.stateful.step import program
-from tests.support.stateful import cells, exactly, give_gradients, progress, run, with_arrays
+from tests.support.stateful import exactly, give_gradients, new_shape, progress, with_arrays
 
-OPTIMIZERS: dict[str, dict[str, Any]] = {
-    "SGD": {"lr": 0.1, "momentum": 0.9},
-    "Adam": {"lr": 0.1, "amsgrad": True},
-    "NAdam": {"lr": 0.1},  # the only one here that carries a number from step to step
-}
-over_optimizers = pytest.mark.parametrize("name", OPTIMIZERS)
-over_ways = pytest.mark.parametrize("way", ["step", "train_step"])
+PACKAGE = str(Path(fo.__file__).parent)
+# One that hits the callback of a weak reference is only told of.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
-def build(name: str, steps: int = 2) -> tuple[optim.Optimizer, dict[str, Callable[[], Any]]]:
-    """An optimizer of two groups with gradients, and its two ways to step."""
-    p, q, r = cells((3,), (2, 2), ())
-    opt = getattr(optim, name)([{"params": [p, q]}, {"params": r, "lr": 0.2}], **OPTIMIZERS[name])
-    run(opt, steps)
-    give_gradients([p, q, r], 50)
-    model = [p, q, r]
-    train_step = opt.make_step(lambda params: sum(jnp.sum(x * x) for x in params), model)
-    return opt, {"step": opt.step, "train_step": train_step}
+class Interrupted(BaseException):
+    """What comes in the middle."""
 
 
-def raising_once(function: Callable[..., Any], at: int, error: type[BaseException]) -> Any:
-    """The function, whose call number `at` raises instead."""
-    calls = 0
+def interrupted_at(instruction: int, call: Callable[[], Any], ours: bool = False) -> int:
+    """Calls, and raises before so many instructions were executed; returns how many there were.
 
-    def wrapper(*args: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == at:
-            raise error
-        return function(*args)
+    `ours` leaves out what JAX executes: interrupted while it traces it may go on tracing for ever.
+    """
+    count = 0
 
-    return wrapper
+    def trace(frame: FrameType, event: str, arg: Any) -> Any:
+        nonlocal count
+        if ours and PACKAGE not in frame.f_code.co_filename:
+            return None
+        frame.f_trace_opcodes = True
+        frame.f_trace_lines = False
+        if event == "opcode":
+            count += 1
+            if count == instruction:
+                raise Interrupted
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        call()
+    except (Interrupted, SystemError):  # the latter where C called Python and does not look
+        count = instruction
+    finally:
+        sys.settrace(before)
+    return count
 
 
-@pytest.mark.parametrize(
-    ("name", "way"), [*((name, "step") for name in OPTIMIZERS), ("SGD", "train_step")]
-)
-@pytest.mark.parametrize("at", [1, 3])
-@pytest.mark.parametrize("where", [optim.Parameter, storage.Record])
-def test_an_interrupt_while_results_are_kept(
-    where: Any, at: int, name: str, way: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (opt, steps), (undisturbed, other_steps) = build(name), build(name)
-    with monkeypatch.context() as patch:
-        patch.setattr(where, "replace", raising_once(where.replace, at, KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            steps[way]()
-    other_steps[way]()
-    assert progress(opt) == progress(undisturbed)  # the step was made, wholly
-    for chosen in steps, other_steps:
-        chosen[way]()
-    for x in opt, undisturbed:
-        run(x, 2, start=60)
-    assert progress(opt) == progress(undisturbed)
+def instructions(call: Callable[[], Any], ours: bool = False) -> int:
+    return interrupted_at(-1, call, ours)
+
+
+class Way(NamedTuple):
+    """An optimizer, and a call that steps it."""
+
+    opt: optim.Optimizer
+    step: Callable[[], Any]
+
+
+def loss_fn(params: Any) -> Any:
+    return sum(jnp.sum((x - 1) ** 4) for x in jax.tree.leaves(params))
+
+
+def way(name: str, how: str, shape: tuple[int, ...] = (3,)) -> Way:
+    """A new optimizer of two parameters with gradients, and one of the ways to step it."""
+    model = [optim.Parameter(np.linspace(0.1, 0.9, shape[0], dtype=np.float32)) for _ in range(2)]
+    build = optim.from_transformation(fo.prodigy) if name == "prodigy" else getattr(optim, name)
+    options: dict[str, dict[str, Any]] = {
+        "SGD": {"lr": 0.1, "momentum": 0.9},
+        "LBFGS": {"max_iter": 2, "tolerance_grad": 0, "tolerance_change": 0},  # it goes on and on
+    }
+    opt = build(model, **options.get(name, {}))
+
+    def closure() -> Any:
+        opt.zero_grad()
+        return optim.backward(loss_fn, model)
+
+    give_gradients(model)
+    steps: dict[str, Callable[[], Any]] = {
+        "step": opt.step,
+        "make_step": opt.make_step(loss_fn, model),
+        "aux": opt.make_step(lambda p: (loss_fn(p), Point(p[0][0])), model, has_aux=True),
+        "closure": lambda: opt.step(closure),
+    }
+    return Way(opt, steps[how])
+
+
+class Point(NamedTuple):
+    """A container of a user's, which Python puts together."""
+
+    x: Any
+
+
+WAYS = [
+    ("SGD", "step"),
+    ("NAdam", "step"),  # carries a number from step to step
+    ("Adam", "make_step"),
+    ("Adam", "aux"),
+    ("prodigy", "step"),
+    ("LBFGS", "make_step"),
+    ("LBFGS", "closure"),
+]
+over_ways = pytest.mark.parametrize(("name", "how"), WAYS)
+
+
+def check_steps(name: str, how: str, stride: int) -> None:
+    """Interrupts a warm step at every so many instructions (0: at some 50 of them)."""
+    disturbed, undisturbed = way(name, how), way(name, how)
+    for _ in range(3):
+        disturbed.step()
+        undisturbed.step()
+    ours = how == "closure"  # which runs operations of JAX one by one
+    usual = instructions(disturbed.step, ours)
+    undisturbed.step()
+    outcomes = set()
+    every = stride or max(1, usual // 40)
+    for left in sorted({*range(0, usual, every), *range(0, 20, 2)}):
+        before = progress(undisturbed.opt)
+        total = instructions(undisturbed.step, ours)  # not every step has as many
+        after = progress(undisturbed.opt)
+        interrupted_at(max(1, total - left), disturbed.step, ours)
+        now = progress(disturbed.opt)
+        assert now in (before, after), f"{left} instructions before the end of {total}"
+        outcomes.add(now == after)
+        if now == before:
+            disturbed.step()
+        assert progress(disturbed.opt) == after
+    assert outcomes == {False, True}
 
 
 @over_ways
-def test_an_interrupt_in_the_first_step(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    (opt, steps), (undisturbed, other_steps) = build("Adam", 0), build("Adam", 0)
-    with monkeypatch.context() as patch:
-        replace = raising_once(optim.Parameter.replace, 2, KeyboardInterrupt)
-        patch.setattr(optim.Parameter, "replace", replace)
-        with pytest.raises(KeyboardInterrupt):
-            steps[way]()
-    other_steps[way]()
-    assert progress(opt) == progress(undisturbed)
-    assert len(opt.state) == 3
+def test_a_step_is_made_or_not(name: str, how: str) -> None:
+    check_steps(name, how, stride=0)
 
 
-def test_a_program_is_counted_whose_results_were_interrupted(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    opt, steps = build("SGD", 0)
-    with monkeypatch.context() as patch:
-        replace = raising_once(optim.Parameter.replace, 1, KeyboardInterrupt)
-        patch.setattr(optim.Parameter, "replace", replace)
-        with pytest.raises(KeyboardInterrupt):
-            steps["train_step"]()
-    steps["train_step"]()
-    assert opt.compile_count == 1
+@pytest.mark.slow
+@over_ways
+def test_a_step_is_made_or_not_at_every_instruction(name: str, how: str) -> None:
+    check_steps(name, how, stride=1)
+
+
+def check_first_steps(name: str, how: str, shares: tuple[float, ...]) -> None:
+    """Interrupts a step that compiles after these shares of its instructions."""
+    total = instructions(way(name, how, new_shape()).step, ours=True)
+    for share in shares:
+        shape = new_shape()
+        disturbed, undisturbed = way(name, how, shape), way(name, how, shape)
+        before = progress(undisturbed.opt)
+        interrupted_at(int(share * total), disturbed.step, ours=True)
+        undisturbed.step()
+        after = progress(undisturbed.opt)
+        assert progress(disturbed.opt) in (before, after)
+        if progress(disturbed.opt) == before:
+            disturbed.step()
+        assert progress(disturbed.opt) == after
+
+
+@pytest.mark.parametrize(("name", "how"), [("SGD", "step"), ("Adam", "make_step")])
+def test_a_first_step_is_made_or_not(name: str, how: str) -> None:
+    check_first_steps(name, how, (0.3, 0.97, 0.999))
+
+
+@pytest.mark.slow
+@over_ways
+def test_a_first_step_is_made_or_not_at_more_moments(name: str, how: str) -> None:
+    check_first_steps(name, how, (0.001, 0.1, 0.3, 0.5, 0.7, 0.9, 0.97, 0.99, 0.999))
 
 
 def failing(*args: Any) -> Any:
     raise KeyboardInterrupt
 
 
-def failing_after(function: Callable[..., Any], error: type[BaseException]) -> Any:
-    def wrapper(*args: Any) -> Any:
-        function(*args)
-        raise error
+class FailingDevice:
+    """A program that fails after it took its arguments, while it is told to."""
 
-    return wrapper
+    def __init__(self, function: Callable[..., Any]):
+        self.function = function
+        self.fails = False
+
+    def __call__(self, *args: Any) -> Any:
+        result = self.function(*args)
+        if self.fails:
+            raise ValueError
+        return result
 
 
-@over_optimizers
+def after(name: str, steps: int = 3) -> Way:
+    """An optimizer after so many steps."""
+    made = way(name, "step")
+    for _ in range(steps):
+        made.step()
+    return made
+
+
+@pytest.mark.parametrize("name", ["SGD", "NAdam"])
 @pytest.mark.parametrize("steps", [0, 2])
 def test_an_exception_before_donation_changes_nothing(
     steps: int, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (opt, ways), (undisturbed, other_ways) = build(name, steps), build(name, steps)
+    (opt, step), (undisturbed, other_step) = after(name, steps), after(name, steps)
     before = progress(opt), exactly(opt.param_groups)
     with monkeypatch.context() as patch:
         patch.setattr(program, "compiled_update", failing)
         with pytest.raises(KeyboardInterrupt):
-            ways["step"]()
+            step()
     assert (progress(opt), exactly(opt.param_groups)) == before
-    ways["step"]()
-    other_ways["step"]()
+    step()
+    other_step()
     assert progress(opt) == progress(undisturbed)
 
 
-@over_optimizers
+@pytest.mark.parametrize("name", ["SGD", "NAdam"])
 def test_an_exception_while_a_train_step_is_traced_changes_nothing(name: str) -> None:
-    (opt, _), (undisturbed, _) = build(name), build(name)
-    model = [p for group in opt.param_groups for p in group["params"]]
+    (opt, _), (undisturbed, _) = after(name), after(name)
+    model = opt.param_groups[0]["params"]
     interrupted = True
 
     def loss_fn(params: Any) -> jax.Array:
@@ -146,46 +247,171 @@ def test_an_exception_while_a_train_step_is_traced_changes_nothing(name: str) ->
     assert progress(opt) != progress(undisturbed)
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
-def test_after_donation_the_loss_is_told(
-    error: type[BaseException], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    opt, ways = build("Adam")
-    opt.step()  # the arrays are the optimizer's own now, and will be given away
-    monkeypatch.setattr(program, "compiled_update", failing_after(program.compiled_update, error))
-    with pytest.raises(RuntimeError, match="Restore them from a checkpoint") as lost:
-        ways["step"]()
-    assert isinstance(lost.value.__cause__, error)
-
-
 def test_nothing_is_said_to_be_lost_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first step works on copies of the arrays that the user gave."""
-    (opt, ways), (undisturbed, other_ways) = build("SGD", 0), build("SGD", 0)
-    with monkeypatch.context() as patch:
-        patch.setattr(
-            program, "compiled_update", failing_after(program.compiled_update, KeyboardInterrupt)
-        )
-        with pytest.raises(KeyboardInterrupt):
-            ways["step"]()
+    """The first step, and any that may compile, works on copies."""
+    device = FailingDevice(program.compiled_update)
+    monkeypatch.setattr(program, "compiled_update", device)
+    (opt, step), (undisturbed, other_step) = after("SGD", 0), after("SGD", 0)
+    device.fails = True
+    with pytest.raises(ValueError):
+        step()
+    device.fails = False
     assert progress(opt) == progress(undisturbed)
-    ways["step"]()
-    other_ways["step"]()
+    step()
+    other_step()
     assert progress(opt) == progress(undisturbed)
 
 
 def test_a_lost_optimizer_can_be_restored(monkeypatch: pytest.MonkeyPatch) -> None:
-    (opt, ways), (undisturbed, other_ways) = build("Adam"), build("Adam")
-    parameters = [p for group in opt.param_groups for p in group["params"]]
+    device = FailingDevice(program.compiled_update)
+    monkeypatch.setattr(program, "compiled_update", device)
+    (opt, step), (undisturbed, other_step) = after("Adam"), after("Adam")
+    parameters = opt.param_groups[0]["params"]
     saved = with_arrays(jnp.copy, (opt.params, opt.state_dict()))
-    with monkeypatch.context() as patch:
-        opt.step()
-        replaced = failing_after(program.compiled_update, ValueError)
-        patch.setattr(program, "compiled_update", replaced)
-        with pytest.raises(RuntimeError, match="lost"):
-            opt.step()
-    for p, value in zip(parameters, jax.tree.leaves(saved[0]), strict=True):
+    step()
+    device.fails = True
+    with pytest.raises(RuntimeError, match="Restore them from a checkpoint") as lost:
+        step()
+    assert isinstance(lost.value.__cause__, ValueError)
+    device.fails = False
+    for p, value in zip(parameters, saved[0], strict=True):
         p.data = value
     opt.load_state_dict(saved[1])
-    ways["step"]()
-    other_ways["step"]()
-    assert exactly([p.data for p in parameters]) == exactly(jax.tree.leaves(undisturbed.params))
+    step()
+    other_step()
+    assert progress(opt) == progress(undisturbed)
+
+
+def changed(value: Any) -> Any:
+    return value + 0.5 if value.ndim and jnp.issubdtype(value.dtype, jnp.floating) else value
+
+
+def sampled(total: int) -> list[int]:
+    """Some of so many instructions, most of them near the end, where things change."""
+    near = max(1, total - 120)
+    return [*range(1, near, max(1, total // 20)), *range(near, total + 1, 3)]
+
+
+def other_state(opt: optim.Optimizer) -> Any:
+    return with_arrays(changed, opt.state_dict())
+
+
+@pytest.mark.parametrize("name", ["SGD", "NAdam", "prodigy", "LBFGS"])
+def test_a_state_is_loaded_or_not(name: str) -> None:
+    opt, step = way(name, "make_step")
+    step()
+    here, there = opt.state_dict(), other_state(opt)
+    outcomes = []
+
+    def load() -> None:
+        opt.load_state_dict(there)
+
+    total = instructions(load, ours=True)
+    after = exactly(opt.state_dict())
+    opt.load_state_dict(here)
+    before = exactly(opt.state_dict())
+    for instruction in sampled(total):
+        interrupted_at(instruction, load, ours=True)
+        now = exactly(opt.state_dict())
+        assert now in (before, after), f"at instruction {instruction} of {total}"
+        outcomes.append(now == after)
+        opt.load_state_dict(here)
+    assert True in outcomes and False in outcomes
+
+
+@pytest.mark.parametrize("name", ["SGD", "LBFGS"])
+def test_what_was_swapped_in_is_swapped_out(name: str) -> None:
+    opt, step = way(name, "make_step")
+    step()
+    params, state = [changed(x) for x in opt.params], other_state(opt)
+    before = progress(opt)
+
+    def swap() -> None:
+        with opt.swap_in(params, state):
+            pass
+
+    total = instructions(swap, ours=True)
+    assert progress(opt) == before
+    for instruction in sampled(total):
+        interrupted_at(instruction, swap, ours=True)
+        assert progress(opt) == before, f"at instruction {instruction} of {total}"
+
+
+@pytest.mark.parametrize("name", ["SGD", "NAdam", "prodigy", "LBFGS"])
+def test_what_was_lent_is_taken_back_or_not(name: str) -> None:
+    opt, step = way(name, "make_step")
+    step()
+    _, params, state = opt.to_functional()
+    further = jax.tree.map(changed, params)
+
+    def take_back() -> None:
+        opt.from_functional(further, state)
+
+    opt.from_functional(params, state)
+    before = progress(opt)
+    opt.to_functional()
+    total = instructions(take_back, ours=True)
+    after = progress(opt)
+    outcomes = set()
+    for instruction in sampled(total):
+        opt.from_functional(params, state) if opt._lent else None
+        opt.load_state_dict(opt.state_dict())
+        for p, value in zip(opt.param_groups[0]["params"], params, strict=True):
+            p.data = value
+        opt.to_functional()
+        interrupted_at(instruction, take_back, ours=True)
+        assert progress(opt) in (before, after)
+        assert opt._lent == (progress(opt) == before)
+        outcomes.add(opt._lent)
+    assert outcomes == {False, True}
+
+
+def test_signals_lose_nothing() -> None:
+    """Real ones, at any moment, of a loop of training steps."""
+    model = optim.parameters([np.ones((64, 64), np.float32) for _ in range(4)])
+    opt = optim.AdamW(model, lr=1e-3)
+    train_step = opt.make_step(loss_fn, model)
+    for _ in range(3):
+        train_step()
+    stop = threading.Event()
+
+    def disturb() -> None:
+        random = np.random.RandomState(0)
+        while not stop.wait(random.uniform(1e-4, 2e-3)):
+            signal.pthread_kill(main, signal.SIGINT)
+
+    main = threading.main_thread().ident
+    assert main is not None
+    interrupts = 0
+    with interruptible():
+        thread = threading.Thread(target=disturb)
+        thread.start()
+        for _ in range(60):
+            try:
+                while True:
+                    train_step()
+            except KeyboardInterrupt:
+                interrupts += 1
+        stopped = False
+        while not stopped:
+            try:
+                stop.set()
+                thread.join()
+                stopped = True
+            except KeyboardInterrupt:
+                interrupts += 1
+    assert interrupts >= 60
+    assert all(np.isfinite(np.asarray(x)).all() for x in opt.params)
+    steps = {int(entry["step"]) for entry in opt.state_dict()["state"].values()}
+    assert len(steps) == 1
+    train_step()
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """SIGINT raises KeyboardInterrupt, whatever runs these tests has made of it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -14,159 +14,198 @@ import jax.numpy as jnp
 import numpy as np
 
 from functorch_optim.core import trees, updating
+from functorch_optim.core.arguments import selects_code
 from functorch_optim.core.arithmetic import float_dtype, is_number
-from functorch_optim.core.pair import GradientTransformation
-from functorch_optim.stateful.memory.members import Members
+from functorch_optim.core.pair import GradientTransformation, State
+from functorch_optim.stateful.memory import hyperparameters
+from functorch_optim.stateful.memory.cell import NOBODY, OUTSIDE, VALUES, CellTree, Changes
+from functorch_optim.stateful.memory.cohorts import Cohort, Members, pair_of, states_of
+from functorch_optim.stateful.memory.protocol import ActiveGroup, Evaluate, Grouped, NextStep
 from functorch_optim.stateful.parameter import Parameter
-from functorch_optim.stateful.step import hyperparameters
-from functorch_optim.stateful.step.program import Grouped, Part, Prepared
 
-Numbers = dict[str, Any]
+# A group's parameters, and the state of its pair over a `Members` of them.
+Known = tuple[tuple[Parameter, ...], CellTree]
+Live = dict[str, Any]
 
 
-class PairPlan(NamedTuple):
+class GroupPlan(NamedTuple):
     """Selects the program of a pair's update.
 
     Attributes:
       factory: builds the pair.
-      static: for each group, the hyperparameters that are no numbers.
+      static: for each group, the hyperparameters that select code.
     """
 
     factory: Callable[..., GradientTransformation]
     static: tuple[tuple[tuple[str, Any], ...], ...]
 
-    def update(
-        self, data: Grouped, states: Sequence[Any], grads: Grouped, numbers: Sequence[Numbers]
-    ) -> tuple[list[list[jax.Array]], list[Any]]:
-        """New values and state, group by group. To be traced."""
-        new_data, new_states = [], []
-        for static, *columns, live in zip(self.static, data, states, grads, numbers, strict=True):
-            values, state, group_grads = columns
+    def train(
+        self, evaluate: Evaluate, values: Grouped, buffers: Sequence[State], numbers: Sequence[Live]
+    ) -> tuple[Any, list[list[jax.Array]], list[Any]]:
+        """One evaluation; then new values and state, group by group. To be traced."""
+        result, grads = evaluate(values)
+        new_values, new_states = [], []
+        for static, *columns, live in zip(
+            self.static, values, buffers, grads, numbers, strict=True
+        ):
+            of_group, old, group_grads = columns
             tx = self.factory(**dict(static), **live)
-            updates, state = tx.update(Members(group_grads), state, Members(values))
-            new_data.append(list(updating.apply_updates(Members(values), updates)))
-            new_states.append(state)
-        return new_data, new_states
+            updates, state = tx.update(Members(group_grads), old, Members(of_group))
+            before: Any = jax.tree.structure(old)
+            if jax.tree.structure(state) != before:
+                raise TypeError(f"{self.factory!r}: update returns another structure than init")
+            new_values.append(list(updating.apply_updates(Members(of_group), updates)))
+            # As leaves: what comes out of a compiled call is put together by JAX, in Python.
+            new_states.append(jax.tree.leaves(state))
+        return result, new_values, new_states
 
 
-class PairMemory:
+class GroupArguments(NamedTuple):
+    """What is known of a factory's arguments.
+
+    Attributes:
+      defaults: by name.
+      selects_code: those that never are numbers.
+    """
+
+    defaults: Mapping[str, Any]
+    selects_code: Collection[str]
+
+
+class GroupMemory:
     """What an optimizer remembers, group by group."""
 
     fixed: Mapping[str, Any] = {}
+    steps_as_one = False
 
     def __init__(
         self,
         factory: Callable[..., GradientTransformation],
         defaults: Mapping[str, Any],
         static: Collection[str],
+        states: Mapping[int, Known] | None = None,
     ):
         self.factory = factory
-        self._defaults = defaults
+        self._given = GroupArguments(defaults, {*static, *selects_code(factory)})
         self._static = static
-        self._states: dict[int, tuple[tuple[Parameter, ...], Any]] = {}
-        self._read = False
+        self._states = dict(states or {})
 
     @property
     def arguments(self) -> Collection[str]:
         """The names of the pair's hyperparameters."""
-        return self._defaults
+        return self._given.defaults
 
-    def begin(self, parameters: Collection[Parameter], parts: Sequence[Part]) -> None:
+    def begin(self, groups: Sequence[ActiveGroup]) -> None:
         """Nothing: state is created at the first step."""
 
-    def gradients(self, parts: Sequence[Part], grads: Mapping[Parameter, Any]) -> Grouped:
+    def gradients(self, groups: Sequence[ActiveGroup], grads: Mapping[Parameter, Any]) -> Grouped:
         """The gradients as they are: the pair says what it takes."""
-        return [[grads[p] for p in parameters] for _, _, parameters in parts]
+        return [[grads[p] for p in group.parameters] for group in groups]
 
-    def prepare(self, parts: Sequence[Part]) -> Prepared:
+    def prepare(self, groups: Sequence[ActiveGroup]) -> NextStep:
         """The next step of these groups.
 
         Raises:
           TypeError, ValueError: an unusable hyperparameter; a group of which only some parameters
             have a gradient.
         """
-        statics, numbers, states = [], [], []
-        for index, group, parameters in parts:
-            members = tuple(dict.fromkeys(group["params"]))
-            if len(parameters) != len(members):
-                missing = [p for p in members if p not in parameters]
+        statics, numbers, states, fresh = [], [], [], []
+        for group in groups:
+            members = tuple(dict.fromkeys(group.options["params"]))
+            if len(group.parameters) != len(members):
+                missing = [p for p in members if p not in group.parameters]
                 raise ValueError(
-                    f"{missing[0]!r} of group {index} has no gradient, but others have: a class "
-                    "made by from_transformation updates a group as a whole. Give the parameters "
-                    "without gradients a group of their own."
+                    f"{missing[0]!r} of group {group.number} has no gradient, but others have: a "
+                    "class made by from_transformation updates a group as a whole. Give the "
+                    "parameters without gradients a group of their own."
                 )
-            static, live = self._split(index, group)
+            static, live = self._split(group)
             statics.append(tuple(static.items()))
             numbers.append(live)
-            states.append(self._state(index, members, {**static, **live}))
-        if self._read:
-            states = jax.tree.map(jnp.copy, states)
+            states.append(self._state(group, members, {**static, **live}))
+            fresh.append(group.number not in self._states)
 
-        def commit(new: Sequence[Any]) -> None:
-            for (index, _, parameters), state in zip(parts, new, strict=True):
-                self._states[index] = tuple(parameters), state
-            self._read = False
+        def release(copies: bool) -> list[Any]:
+            return [
+                state.release(copies and not is_fresh)
+                for state, is_fresh in zip(states, fresh, strict=True)
+            ]
 
-        return Prepared(PairPlan(self.factory, tuple(statics)), states, numbers, commit)
+        def commit(changes: Changes, new: Sequence[Sequence[jax.Array]]) -> None:
+            for state, arrays in zip(states, new, strict=True):
+                changes.put(state.cells, arrays)
+            known = {
+                group.number: (tuple(group.parameters), state)
+                for group, state in zip(groups, states, strict=True)
+            }
+            changes.update(self._states, known)
 
-    def held(self, parts: Sequence[Part]) -> list[jax.Array]:
+        return NextStep(GroupPlan(self.factory, tuple(statics)), numbers, release, commit)
+
+    def arrays(self, groups: Sequence[ActiveGroup]) -> list[jax.Array]:
         """The arrays of these groups' states."""
-        return jax.tree.leaves([self._states[i] for i, _, _ in parts if i in self._states])
+        known = [self._states[g.number][1] for g in groups if g.number in self._states]
+        return [cell.array for state in known for cell in state.cells]
 
-    def _split(self, index: int, group: Mapping[str, Any]) -> tuple[dict[str, Any], Numbers]:
+    def _split(self, group: ActiveGroup) -> tuple[dict[str, Any], Live]:
         """A group's hyperparameters: those that select a program, and the numbers."""
         static, live = {}, {}
-        for name, value in hyperparameters.checked(self._defaults, group, index).items():
-            if name not in self._static and _is_live(value, self._defaults[name]):
+        for name, value in hyperparameters.checked(self._given, group).items():
+            default = self._given.defaults[name]
+            if name not in self._given.selects_code and _is_live(value, default):
                 live[name] = jax.tree.map(_as_input, value)
             else:
                 static[name] = value
         return static, live
 
-    def _state(self, index: int, members: tuple[Parameter, ...], values: Mapping[str, Any]) -> Any:
-        known, state = self._states.get(index, ((), None))
-        if known == members:
-            return state
-        if known:
+    def _state(
+        self, group: ActiveGroup, members: tuple[Parameter, ...], values: Mapping[str, Any]
+    ) -> CellTree:
+        if group.number not in self._states:
+            # Copied: a state may hold one array twice, or the parameters themselves.
+            state = self.factory(**values).init(Members(p._data for p in members))
+            return CellTree(jax.tree.map(jnp.array, state), NOBODY)
+        known, cells = self._states[group.number]
+        if known != members:
             raise ValueError(
-                f"the parameters of group {index} changed after its first step; a class made by "
-                "from_transformation keeps one state for a group as a whole"
+                f"the parameters of group {group.number} changed after its first step; a class "
+                "made by from_transformation keeps one state for a group as a whole"
             )
-        # Copied: a state may hold one array twice, or the parameters themselves.
-        state = self.factory(**values).init(Members(p._data for p in members))
-        return jax.tree.map(jnp.array, state)
+        return cells
 
     def view(self) -> dict[Parameter, dict[str, Any]]:
         """torch's per-parameter dicts: what the state holds for a parameter, and what for all."""
-        self._read = True
         found: dict[Parameter, dict[str, Any]] = {}
-        for members, state in self._states.values():
-            for position, p in enumerate(members):
-                found[p] = {
-                    name: value[position] if isinstance(value, Members) else value
-                    for name, value in _named(state)[0]
-                }
+        with VALUES.lock:
+            for members, state in self._states.values():
+                named, _ = _named(state.read())
+                for position, p in enumerate(members):
+                    found[p] = {
+                        name: value[position] if isinstance(value, Members) else value
+                        for name, value in named
+                    }
         return found
 
     def loaded(
-        self, entries: Mapping[Parameter, tuple[Any, Any]], parts: Sequence[Part]
-    ) -> PairMemory:
+        self, entries: Mapping[Parameter, tuple[Any, Any]], groups: Sequence[ActiveGroup]
+    ) -> GroupMemory:
         """A new memory from per-parameter dicts.
 
         Raises:
           TypeError, ValueError: entries that cannot be these groups'.
         """
-        memory = PairMemory(self.factory, self._defaults, self._static)
-        memory._read = True
-        for index, group, parameters in parts:
-            given = [entries[p] for p in parameters if p in entries]
+        states = {}
+        for group in groups:
+            given = [entries[p] for p in group.parameters if p in entries]
             if not given:
                 continue
-            if len(given) != len(parameters):
-                raise ValueError(f"loaded state dict has state for a part of group {index} only")
-            static, live = self._split(index, group)
+            if len(given) != len(group.parameters):
+                raise ValueError(
+                    f"loaded state dict has state for a part of group {group.number} only"
+                )
+            static, live = self._split(group)
             tx = self.factory(**static, **live)
-            like = jax.eval_shape(tx.init, Members(p._data for p in parameters))
+            like = jax.eval_shape(tx.init, Members(p._data for p in group.parameters))
             named, treedef = _named(like)
             values = []
             for name, wanted in named:
@@ -176,44 +215,52 @@ class PairMemory:
                     values.append(Members(_fitting(*row[:2], name, row[2][0]) for row in fitted))
                 else:
                     values.append(_fitting(rows[0], wanted, name, given[0][0]))
-            memory._states[index] = tuple(parameters), treedef.unflatten(values)
-        return memory
+            states[group.number] = tuple(group.parameters), CellTree(treedef.unflatten(values))
+        return self._with(states)
 
-    def cohorts(
-        self, parts: Sequence[Part], cells: Sequence[Parameter]
-    ) -> list[tuple[dict[str, Any], tuple[int, ...]]]:
-        """The groups, as positions among the cells."""
+    def snapshot(self) -> GroupMemory:
+        """A copy that later steps of this one do not change."""
+        with VALUES.lock:
+            return self._with({i: (m, CellTree(s.read())) for i, (m, s) in self._states.items()})
+
+    def _with(self, states: Mapping[int, Known]) -> GroupMemory:
+        return GroupMemory(self.factory, self._given.defaults, self._static, states)
+
+    def lend(
+        self, groups: Sequence[ActiveGroup], tree: Any
+    ) -> tuple[GradientTransformation, State]:
+        """A pair over the tree of Parameters, and its state: what it goes on from."""
+        cells, treedef = trees.flatten(tree)
+        return pair_of([cohort for cohort, _ in self._cohorts(groups, cells)], treedef)
+
+    def taken_back(self, groups: Sequence[ActiveGroup], tree: Any, state: State) -> GroupMemory:
+        """A new memory that goes on from a state of the pair of `lend`.
+
+        Raises:
+          TypeError, ValueError: the state does not fit.
+        """
+        cells, _ = trees.flatten(tree)
+        cohorts = self._cohorts(groups, cells)
+        new = dict(self._states)
+        states = states_of(state, [cohort for cohort, _ in cohorts])
+        for (_, known), group, own in zip(cohorts, groups, states, strict=True):
+            if known.treedef != jax.tree.structure(own):
+                raise TypeError(f"the state of group {group.number} has another structure")
+            new[group.number] = tuple(group.parameters), CellTree(own, OUTSIDE)
+        return self._with(new)
+
+    def _cohorts(
+        self, groups: Sequence[ActiveGroup], cells: Sequence[Parameter]
+    ) -> list[tuple[Cohort, CellTree]]:
+        """The groups, with the state that each has or starts with."""
         position = {p: i for i, p in enumerate(cells)}
         found = []
-        for index, group, parameters in parts:
-            values = hyperparameters.checked(self._defaults, group, index)
-            state = self._state(index, tuple(parameters), values)
-            self._states[index] = tuple(parameters), state
-            found.append((values, tuple(position[p] for p in parameters)))
+        for group in groups:
+            values = hyperparameters.checked(self._given, group)
+            state = self._state(group, tuple(group.parameters), values)
+            places = tuple(position[p] for p in group.parameters)
+            found.append((Cohort(self.factory(**values), places, state.read()), state))
         return found
-
-    def pair_state(self, members: Sequence[Parameter]) -> Any:
-        """The state of the group with these parameters."""
-        self._read = True
-        return next(state for known, state in self._states.values() if known == tuple(members))
-
-    def adoption(self, cohorts: Sequence[tuple[Sequence[Parameter], Any]]) -> Callable[[], None]:
-        """What takes over the states of groups, which are checked now."""
-        found = {}
-        for members, state in cohorts:
-            index, old = next(
-                (i, old) for i, (known, old) in self._states.items() if known == tuple(members)
-            )
-            before: Any = jax.tree.structure(old)
-            if jax.tree.structure(state) != before:
-                raise TypeError(f"the state of group {index} has another structure than before")
-            found[index] = tuple(members), state
-
-        def adopt() -> None:
-            self._states.update(found)
-            self._read = True
-
-        return adopt
 
 
 def _is_live(value: Any, default: Any) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+import functools
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -11,40 +12,45 @@ import jax.numpy as jnp
 
 from functorch_optim.core import trees, updating
 from functorch_optim.core.arithmetic import is_number
+from functorch_optim.core.pair import GradientTransformation, State
 from functorch_optim.rules.leaf import step_entries, step_leaf
-from functorch_optim.rules.numbers import hyperparameters_at
+from functorch_optim.rules.numbers import has_decay, hyperparameters_at
 from functorch_optim.rules.pair import Factory, pair_state
 from functorch_optim.rules.rule import Buffers, Rule
-from functorch_optim.stateful.memory.members import Members
+from functorch_optim.stateful.memory import hyperparameters
+from functorch_optim.stateful.memory.cell import NOBODY, OUTSIDE, VALUES, Cell, Changes
+from functorch_optim.stateful.memory.cohorts import Cohort, Members, pair_of, states_of
+from functorch_optim.stateful.memory.numbers import At, PackedNumbers, RowFormat, packed, unpacked
+from functorch_optim.stateful.memory.protocol import ActiveGroup, Evaluate, Grouped, NextStep
 from functorch_optim.stateful.memory.record import (
     Record,
-    StateView,
     from_torch,
     needs_of,
-    prepared,
+    ready_record,
     scalar_array,
 )
+from functorch_optim.stateful.memory.view import StateView
 from functorch_optim.stateful.parameter import Parameter
-from functorch_optim.stateful.step import hyperparameters
-from functorch_optim.stateful.step.numbers import Layout, Numbers, numbers_of, unpacked
-from functorch_optim.stateful.step.program import Grouped, Part, Prepared
+
+Records = dict[Parameter, Record]
 
 
 class LeafPlan(NamedTuple):
     """Selects the program of a leaf-by-leaf update."""
 
     rule: Rule
-    layouts: tuple[Layout, ...]
+    formats: tuple[RowFormat, ...]
 
-    def update(
-        self, data: Grouped, buffers: Grouped, grads: Grouped, numbers: Numbers
-    ) -> tuple[list[list[jax.Array]], list[list[Buffers]]]:
-        """New values and buffers, parameter by parameter. To be traced."""
-        new_data: list[list[jax.Array]] = []
+    def train(
+        self, evaluate: Evaluate, values: Grouped, buffers: Grouped, numbers: PackedNumbers
+    ) -> tuple[Any, list[list[jax.Array]], list[list[Buffers]]]:
+        """One evaluation; then new values and buffers, parameter by parameter. To be traced."""
+        result, grads = evaluate(values)
+        new_values: list[list[jax.Array]] = []
         new_buffers: list[list[Buffers]] = []
-        rows = unpacked(self.layouts, [len(group) for group in data], numbers)
-        for columns in zip(data, buffers, grads, rows, strict=True):
-            new_data.append([])
+        rows = unpacked(self.formats, [len(group) for group in values], numbers)
+        for columns in zip(values, buffers, grads, rows, strict=True):
+            new_values.append([])
             new_buffers.append([])
             for p, old, g, s in zip(*columns, strict=True):
                 if trees.is_sparse(g):
@@ -52,32 +58,24 @@ class LeafPlan(NamedTuple):
                 else:
                     self.rule.check_dense()
                     update, new = step_leaf(self.rule.leaf, g, p, old, s)
-                new_data[-1].append(updating.add(p, update))
+                new_values[-1].append(updating.add(p, update))
                 new_buffers[-1].append(new)
-        return new_data, new_buffers
+        return result, new_values, new_buffers
 
 
 class LeafMemory:
     """What an optimizer remembers, parameter by parameter."""
 
-    def __init__(self, factory: Factory[Any], records: dict[Parameter, Record] | None = None):
+    steps_as_one = False
+
+    def __init__(self, factory: Factory[Any], records: Records | None = None):
         self.factory = factory
-        self.records = records or {}
+        self.records: Records = {} if records is None else records
 
     @property
     def rule(self) -> Rule:
         """The algorithm's."""
         return self.factory.rule
-
-    def begin(self, parameters: Collection[Parameter], parts: Sequence[Part]) -> None:
-        """Refuses what the algorithm cannot train; creates the state that torch has at once."""
-        if self.rule.torch.lists_complex:
-            _refuse_complex(self.rule, parts)
-        for p in parameters:
-            self.rule.accepts(p._data)
-        if self.rule.torch.eager:
-            for _, records in self._ready(parts):
-                self.records.update(records)
 
     @property
     def arguments(self) -> Collection[str]:
@@ -89,82 +87,121 @@ class LeafMemory:
         """Hyperparameters that no checkpoint may change."""
         return self.factory.fixed
 
-    def gradients(self, parts: Sequence[Part], grads: Mapping[Parameter, Any]) -> Grouped:
-        """Each part's gradients as the algorithm takes them.
+    def begin(self, groups: Sequence[ActiveGroup]) -> None:
+        """Refuses what the algorithm cannot train; creates the state that torch has at once."""
+        if self.rule.torch.lists_complex:
+            _refuse_complex(self.rule, groups)
+        for group in groups:
+            for p in group.parameters:
+                self.rule.accepts(p._data)
+        if self.rule.torch.eager:
+            self.records = {p: r for _, records in self._ready(groups) for p, r in records.items()}
+
+    def gradients(self, groups: Sequence[ActiveGroup], grads: Mapping[Parameter, Any]) -> Grouped:
+        """Each group's gradients as the algorithm takes them.
 
         Raises:
           RuntimeError: torch's, for a gradient that is refused.
         """
-        plain = self.rule.sparse.dense_error is None
-        return [
-            [
-                g
-                if plain and isinstance(g := grads[p], jax.Array)
-                else self.rule.gradient(grads[p], SimpleNamespace(**group), _decays(group))
-                for p in parameters
-            ]
-            for _, group, parameters in parts
-        ]
+        takes_dense = self.rule.sparse.dense_error is None
 
-    def prepare(self, parts: Sequence[Part]) -> Prepared:
-        """The next step of these parts of the groups.
+        def taken(g: Any, options: Mapping[str, Any]) -> Any:
+            if takes_dense and isinstance(g, jax.Array):
+                return g
+            h = SimpleNamespace(**options)
+            return self.rule.gradient(g, h, has_decay(h))
+
+        return [[taken(grads[p], group.options) for p in group.parameters] for group in groups]
+
+    def prepare(self, groups: Sequence[ActiveGroup]) -> NextStep:
+        """The next step of these groups.
 
         Raises:
           TypeError, ValueError: an unusable hyperparameter.
           KeyError: a flag was set that needs a buffer from the first step on.
         """
-        ready = self._ready(parts)
-        groups = [(values, list(records.values())) for values, records in ready]
-        layouts, numbers, carried = numbers_of(self.factory, groups)
-        buffers = [[record.release() for record in records] for _, records in groups]
-        steps = [[record.step + 1 for record in records] for _, records in groups]
-        known = self.records
-        begun = [
-            (p, record)
-            for _, records in ready
-            for p, record in records.items()
-            if known.get(p) is not record
-        ]
+        ready = self._ready(groups)
+        records = [list(of_group.values()) for _, of_group in ready]
+        rows = [(at, of_group) for (at, _), of_group in zip(ready, records, strict=True)]
+        formats, numbers, carried = packed(self.factory, rows)
+        begun = {
+            p: record
+            for _, of_group in ready
+            for p, record in of_group.items()
+            if self.records.get(p) is not record
+        }
+        fresh = set(map(id, begun.values()))
+        flat = [record for of_group in records for record in of_group]
+        steps = [record.step + 1 for record in flat]
+        following = [numbers_of_one for of_group in carried for numbers_of_one in of_group]
 
-        def commit(new: Grouped) -> None:
-            for (_, records), *columns in zip(groups, new, steps, carried, strict=True):
-                for record, values, step, numbers in zip(records, *columns, strict=True):
-                    record.replace(values, step, numbers)
-            for p, record in begun:
-                known.pop(p, None)  # listed in the order in which state came
-                known[p] = record
+        def release(copies: bool) -> Grouped:
+            free = not copies and not VALUES.readers
 
-        return Prepared(LeafPlan(self.rule, layouts), buffers, numbers, commit)
+            def released(cell: Cell | None, copies: bool) -> Any:
+                return None if cell is None else cell.release(copies)
 
-    def held(self, parts: Sequence[Part]) -> list[jax.Array]:
-        """The buffers of these parts' parameters."""
-        members = [p for _, _, parameters in parts for p in parameters if p in self.records]
-        return [buffer for p in members for buffer in self.records[p].buffers.values()]
+            return [
+                [
+                    tuple(
+                        [
+                            cell.array
+                            if free and cell is not None and cell.held == NOBODY
+                            else released(cell, copies and id(record) not in fresh)
+                            for cell in record.in_use
+                        ]
+                    )
+                    for record in of_group
+                ]
+                for of_group in records
+            ]
 
-    def _ready(self, parts: Sequence[Part]) -> list[tuple[dict[str, Any], dict[Parameter, Record]]]:
-        """For each part its hyperparameters, and records with the buffers that they need."""
-        ready = []
-        for index, group, parameters in parts:
-            values = hyperparameters.checked(self.factory.defaults, group, index)
+        def commit(changes: Changes, new: Grouped) -> None:
+            changes.put(
+                [cell for record in flat for cell in record.in_use if cell is not None],
+                [x for of_group in new for leaf in of_group for x in leaf if x is not None],
+            )
+            changes.set(flat, "step", steps)
+            if self.rule.carried.names:
+                changes.set(flat, "carried", following)
+            if begun:  # listed in the order in which state came
+                known = {p: record for p, record in self.records.items() if p not in begun}
+                changes.update(self.__dict__, {"records": known | begun})
+
+        return NextStep(LeafPlan(self.rule, formats), numbers, release, commit)
+
+    def arrays(self, groups: Sequence[ActiveGroup]) -> list[jax.Array]:
+        """The buffers of these groups' parameters."""
+        members = [p for group in groups for p in group.parameters if p in self.records]
+        return [cell.array for p in members for cell in self.records[p].buffers.values()]
+
+    def _ready(self, groups: Sequence[ActiveGroup]) -> list[tuple[At, Records]]:
+        """For each group its hyperparameters by count, and records with the buffers they need."""
+        ready: list[tuple[At, Records]] = []
+        for group in groups:
+            values = hyperparameters.checked(self.factory, group)
+            at = functools.cache(functools.partial(hyperparameters_at, values))
             flags = _flags(self.factory.selects_code, values)
-            known = {p: self.records.get(p) for p in parameters}
+            known = {p: self.records.get(p) for p in group.parameters}
             records = {p: r for p, r in known.items() if r is not None and r.flags is flags}
             if len(records) < len(known):
-                h = hyperparameters_at(values, 0)
+                h = at(0)
                 needs = needs_of(self.rule, h)
                 records = {
-                    p: records[p] if p in records else prepared(r, self.rule, p, h, needs, flags)
+                    p: records[p]
+                    if p in records
+                    else ready_record(r, self.rule, p, h, needs, flags)
                     for p, r in known.items()
                 }
-            ready.append((values, records))
+            ready.append((at, records))
         return ready
 
     def view(self) -> StateView:
         """torch's per-parameter state, to read."""
-        return StateView(self.records, self.rule)
+        return StateView(self)
 
     def loaded(
-        self, entries: Mapping[Parameter, tuple[Any, Any]], parts: Sequence[Part]
+        self, entries: Mapping[Parameter, tuple[Any, Any]], groups: Sequence[ActiveGroup]
     ) -> LeafMemory:
         """A new memory from torch's per-parameter dicts, each with its key for messages.
 
@@ -172,72 +209,125 @@ class LeafMemory:
           TypeError, ValueError: an entry that cannot be this parameter's.
         """
         needs = {}
-        for index, group, parameters in parts:
-            values = hyperparameters.checked(self.factory.defaults, group, index)
+        for group in groups:
+            values = hyperparameters.checked(self.factory, group)
             of_group = needs_of(self.rule, hyperparameters_at(values, 0))
-            needs.update(dict.fromkeys(parameters, of_group))
+            needs.update(dict.fromkeys(group.parameters, of_group))
         records = {
             p: from_torch(entry, p, self.rule, needs[p], key) for p, (key, entry) in entries.items()
         }
         return LeafMemory(self.factory, records)
 
-    def cohorts(
-        self, parts: Sequence[Part], cells: Sequence[Parameter]
-    ) -> list[tuple[dict[str, Any], tuple[int, ...]]]:
-        """Parameters with the same hyperparameters and step, as positions among the cells."""
+    def snapshot(self) -> LeafMemory:
+        """A copy that later steps of this one do not change."""
+        with VALUES.lock:
+            records = {p: record.snapshot() for p, record in self.records.items()}
+        return LeafMemory(self.factory, records)
+
+    def lend(
+        self, groups: Sequence[ActiveGroup], tree: Any
+    ) -> tuple[GradientTransformation, State]:
+        """A pair over the tree of Parameters, and its state: what it goes on from."""
+        cells, treedef = trees.flatten(tree)
+        return pair_of([cohort for cohort, _ in self._cohorts(groups, cells)], treedef)
+
+    def taken_back(self, groups: Sequence[ActiveGroup], tree: Any, state: State) -> LeafMemory:
+        """A new memory that goes on from a state of the pair of `lend`.
+
+        Raises:
+          TypeError, ValueError: the state does not fit.
+        """
+        cells, _ = trees.flatten(tree)
+        cohorts = self._cohorts(groups, cells)
+        new = dict(self.records)
+        states = states_of(state, [cohort for cohort, _ in cohorts])
+        for (cohort, records), own in zip(cohorts, states, strict=True):
+            members = [cells[i] for i in cohort.places]
+            found = _adopted(self.rule, own, members, records)
+            # Parameters that never made a step have no state.
+            new |= {p: r for p, r in found.items() if r.step > 0 or p in self.records}
+        return LeafMemory(self.factory, new)
+
+    def _cohorts(
+        self, groups: Sequence[ActiveGroup], cells: Sequence[Parameter]
+    ) -> list[tuple[Cohort, list[Record]]]:
+        """Parameters with the same hyperparameters and step, and their records."""
         position = {p: i for i, p in enumerate(cells)}
         found = []
-        for values, records in self._ready(parts):
-            self.records.update(records)
+        for group, (_, records) in zip(groups, self._ready(groups), strict=True):
+            values = hyperparameters.checked(self.factory, group)
             own = {k: v for k, v in values.items() if k not in self.factory.fixed}
-            by_step: dict[Any, list[int]] = {}
+            by_step: dict[Any, Records] = {}
             for p, record in records.items():
-                by_step.setdefault((record.step, record.carried), []).append(position[p])
-            found += [(own, tuple(where)) for where in by_step.values()]
+                by_step.setdefault((record.step, record.carried), {})[p] = record
+            for members in by_step.values():
+                places = tuple(position[p] for p in members)
+                state = _state_of(self.rule, list(members.values()))
+                cohort = Cohort(self.factory(**own), places, state)
+                found.append((cohort, list(members.values())))
         return found
 
-    def pair_state(self, members: Sequence[Parameter]) -> Any:
-        """The state of the algorithm's pair over a list of parameters of one cohort."""
-        records = [self.records[p] for p in members]
-        buffers = [record.shared() for record in records]
-        carried = [scalar_array(x) for x in records[0].carried]
-        _, treedef = trees.flatten(Members([0] * len(members)))
-        return pair_state(self.rule, scalar_array(records[0].step), carried, buffers, treedef)
 
-    def adoption(self, cohorts: Sequence[tuple[Sequence[Parameter], Any]]) -> Callable[[], None]:
-        """What takes over the states of cohorts' pairs, which are checked now."""
-        found = {}
-        for members, state in cohorts:
-            if not isinstance(state, self.rule.state):
-                raise TypeError(f"state should hold {self.rule.state.__name__}, but has {state!r}")
-            _, treedef = trees.flatten(Members([0] * len(members)))
-            columns = [
-                [None] * len(members)
-                if getattr(state, name) is None
-                else trees.flatten_like(getattr(state, name), treedef, "state", "its parameters")
-                for name in self.rule.buffers
-            ]
-            carried = tuple(float(getattr(state, name)) for name in self.rule.carried.names)
-            for p, *row in zip(members, *columns, strict=True):
-                named = zip(self.rule.buffers, row, strict=True)
-                present = {name: buffer for name, buffer in named if buffer is not None}
-                _check_like(present, self.records[p], p)
-                found[p] = Record(int(state.step), carried, present, outside=True)
-        return lambda: self.records.update(found)
+def _state_of(rule: Rule, records: Sequence[Record]) -> State:
+    """The state of the algorithm's pair over the parameters of one cohort."""
+    with VALUES.lock:
+        buffers = [
+            tuple(None if cell is None else cell.read() for cell in record.in_use)
+            for record in records
+        ]
+    carried = [scalar_array(x) for x in records[0].carried]
+    _, treedef = trees.flatten(Members([0] * len(records)))
+    step = jnp.asarray(records[0].step, jnp.int32)
+    return pair_state(rule, step, carried, buffers, treedef)
 
 
-def _decays(group: Mapping[str, Any]) -> bool:
-    """Whether a group has weight decay (an array may always be)."""
-    weight_decay = group.get("weight_decay", 0)
-    return not (is_number(weight_decay) and weight_decay == 0)
+def _adopted(
+    rule: Rule, state: Any, members: Sequence[Parameter], records: Sequence[Record]
+) -> Records:
+    """Records with the state of a cohort's pair.
+
+    Raises:
+      TypeError, ValueError: it does not fit.
+    """
+    if not isinstance(state, rule.state):
+        raise TypeError(f"state should hold {rule.state.__name__}, but has {state!r}")
+    _, treedef = trees.flatten(Members([0] * len(members)))
+    columns = [
+        [None] * len(members)
+        if getattr(state, name) is None
+        else trees.flatten_like(getattr(state, name), treedef, "state", "its parameters")
+        for name in rule.buffers
+    ]
+    carried = tuple(float(getattr(state, name)) for name in rule.carried.names)
+    found = {}
+    for p, record, *row in zip(members, records, *columns, strict=True):
+        named = zip(rule.buffers, row, strict=True)
+        present = {name: buffer for name, buffer in named if buffer is not None}
+        _check_like(present, record, p)
+        cells = {name: Cell(buffer, OUTSIDE) for name, buffer in present.items()}
+        found[p] = Record(int(state.step), carried, cells)
+    return found
 
 
-def _refuse_complex(rule: Rule, parts: Sequence[Part]) -> None:
+def _check_like(buffers: Mapping[str, Any], record: Record, p: Parameter) -> None:
+    """Raises unless these are buffers like the record's: the same names, shapes and dtypes."""
+    wanted = {name for name, cell in record.buffers.items() if cell in record.in_use}
+    if buffers.keys() != wanted:
+        raise ValueError(f"the state of {p!r} should hold {sorted(wanted)}, but has {[*buffers]}")
+    for name in wanted:
+        new, old = buffers[name], record.buffers[name].array
+        if new.shape != old.shape:
+            raise ValueError(f"{name} of {p!r} has shape {new.shape}, but should have {old.shape}")
+        if new.dtype != old.dtype:
+            raise TypeError(f"{name} of {p!r} has dtype {new.dtype}, but should have {old.dtype}")
+
+
+def _refuse_complex(rule: Rule, groups: Sequence[ActiveGroup]) -> None:
     """Raises torch's ValueError if there is a complex parameter."""
     found = [
-        [index, position]
-        for index, group, _ in parts
-        for position, p in enumerate(group["params"])
+        [group.number, position]
+        for group in groups
+        for position, p in enumerate(group.options["params"])
         if jnp.issubdtype(p.dtype, jnp.complexfloating)
     ]
     if found:
@@ -246,31 +336,16 @@ def _refuse_complex(rule: Rule, parts: Sequence[Part]) -> None:
         )
 
 
-def _check_like(buffers: Mapping[str, Any], record: Record, p: Parameter) -> None:
-    """Raises unless these are buffers like the record's: the same names, shapes and dtypes."""
-    wanted = {name for name in record.names if name is not None}
-    if buffers.keys() != wanted:
-        raise ValueError(f"the state of {p!r} should hold {sorted(wanted)}, but has {[*buffers]}")
-    for name in wanted:
-        new, old = buffers[name], record.buffers[name]
-        if new.shape != old.shape:
-            raise ValueError(f"{name} of {p!r} has shape {new.shape}, but should have {old.shape}")
-        if new.dtype != old.dtype:
-            raise TypeError(f"{name} of {p!r} has dtype {new.dtype}, but should have {old.dtype}")
-
-
 def _flags(selects_code: Collection[str], values: Mapping[str, Any]) -> Hashable:
     """What of the hyperparameters decides which buffers there are: all but the size of numbers.
 
     The same object for equal flags, so that a comparison is `is`.
     """
-    flags: list[Hashable] = []
-    for name, value in values.items():
-        if name in selects_code:
-            flags.append(value)
-        else:
-            flags.append((type(value), is_number(value) and value == 0))
-    return _unique.setdefault(tuple(flags), tuple(flags))
+    flags = tuple(
+        value if name in selects_code else (type(value), is_number(value) and value == 0)
+        for name, value in values.items()
+    )
+    return _unique.setdefault(flags, flags)
 
 
 _unique: dict[Hashable, Hashable] = {}

@@ -9,17 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from functorch_optim.algorithms.lbfgs import (
-    Layout,
-    LBFGSState,
-    empty,
-    numbers_of,
-    uses_search,
-)
+from functorch_optim.algorithms import lbfgs as algorithm
+from functorch_optim.algorithms.lbfgs import Layout, LBFGSState, Run, empty, numbers_of, uses_search
+from functorch_optim.core import trees
+from functorch_optim.core.pair import GradientTransformation, State
 from functorch_optim.rules.numbers import hyperparameters_at
+from functorch_optim.stateful.memory import hyperparameters
+from functorch_optim.stateful.memory.cell import NOBODY, OUTSIDE, VALUES, CellTree, Changes
+from functorch_optim.stateful.memory.protocol import ActiveGroup, Evaluate, Grouped, NextStep
 from functorch_optim.stateful.parameter import Parameter
-from functorch_optim.stateful.step import hyperparameters
-from functorch_optim.stateful.step.program import Part, Prepared
 
 # A group's entries, with torch's defaults.
 DEFAULTS: Mapping[str, Any] = {
@@ -39,76 +37,123 @@ class SearchPlan(NamedTuple):
     searches: bool
     stop_on_nan: bool
 
+    def train(self, evaluate: Evaluate, values: Grouped, buffers: LBFGSState, numbers: Any) -> Any:
+        """Every evaluation and the search, in one loop. To be traced."""
+        (own,) = values
+        layout = Layout(own)
+
+        def evaluated(run: Run) -> tuple[Any, Sequence[Any]]:
+            result, (grads,) = evaluate([layout.tree(run.trial)])
+            return result, grads
+
+        def turn(carry: tuple[Run, Any]) -> tuple[Run, Any]:
+            run, first = carry
+            result, grads = evaluated(run)
+            first = jax.tree.map(lambda a, b: jnp.where(run.started, a, b), first, result)
+            vector = layout.vector(grads, "grads")
+            return algorithm.advance(run, result[0], vector, numbers, *self), first
+
+        begun = algorithm.begin(buffers, layout.vector(own, "params"))
+        shapes, _ = jax.eval_shape(evaluated, begun)
+        nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        run, first = jax.lax.while_loop(lambda carry: ~carry[0].stopped, turn, (begun, nothing))
+        # As leaves: what comes out of a compiled call is put together by JAX, in Python.
+        return first, [layout.tree(run.x)], jax.tree.leaves(run.state)
+
+
+class LBFGSArguments(NamedTuple):
+    """What is known of the hyperparameters."""
+
+    defaults: Mapping[str, Any] = DEFAULTS
+    selects_code: Collection[str] = frozenset({"line_search_fn"})
+
 
 class LBFGSMemory:
-    """What an L-BFGS optimizer remembers."""
+    """What an L-BFGS optimizer remembers. All parameters take part in a step."""
 
     arguments: Collection[str] = tuple(DEFAULTS)
     fixed: Mapping[str, Any] = {}
+    steps_as_one = True
 
-    def __init__(self, stop_on_nan: bool):
+    def __init__(
+        self,
+        stop_on_nan: bool,
+        owner: Parameter | None = None,
+        state: CellTree | None = None,
+        steps: int = 0,
+    ):
         self.stop_on_nan = stop_on_nan
-        self.owner: Parameter | None = None
-        self.state: LBFGSState | None = None
-        self.steps = 0
-        self._read = False
+        self.owner = owner
+        self.state = state
+        self.steps = steps
 
-    def begin(self, parameters: Collection[Parameter], parts: Sequence[Part]) -> None:
+    def begin(self, groups: Sequence[ActiveGroup]) -> None:
         """Nothing: state is created at the first step."""
 
-    def prepare(self, parts: Sequence[Part]) -> Prepared:
+    def gradients(self, groups: Sequence[ActiveGroup], grads: Mapping[Parameter, Any]) -> Grouped:
+        """The gradients as they are."""
+        return [[grads[p] for p in group.parameters] for group in groups]
+
+    def prepare(self, groups: Sequence[ActiveGroup]) -> NextStep:
         """The next step of all parameters.
 
         Raises:
+          AssertionError: there are several groups.
           TypeError, ValueError: an unusable hyperparameter, or other parameters than before.
           RuntimeError: an unknown line search.
         """
-        ((index, group, parameters),) = parts
-        values = hyperparameters.checked(DEFAULTS, group, index)
+        group = _only(groups)
+        values = hyperparameters.checked(LBFGSArguments(), group)
         plan = SearchPlan(uses_search(values["line_search_fn"]), self.stop_on_nan)
-        state = self.at_hand(parameters, values["history_size"])
-        if self._read:
-            state = jax.tree.map(jnp.copy, state)
+        state = self._at_hand(group.parameters, values["history_size"])
         h = hyperparameters_at(values, self.steps)
+        numbers = numbers_of(h, _layout(group.parameters).dtype)
+        own = {"owner": group.parameters[0], "state": state, "steps": self.steps + 1}
 
-        def commit(new: LBFGSState) -> None:
-            self.owner, self.state, self._read = parameters[0], new, False
-            self.steps += 1
+        def release(copies: bool) -> LBFGSState:
+            return state.release(copies and state is self.state)
 
-        return Prepared(plan, state, numbers_of(h, state.d.dtype), commit)
+        def commit(changes: Changes, new: Sequence[jax.Array]) -> None:
+            changes.put(state.cells, new)
+            changes.update(self.__dict__, own)
 
-    def at_hand(self, parameters: Sequence[Parameter], history_size: int) -> LBFGSState:
+        return NextStep(plan, numbers, release, commit)
+
+    def _at_hand(self, parameters: Sequence[Parameter], history_size: int) -> CellTree:
         """The state of these parameters, with a history of this size."""
         if not isinstance(history_size, int) or history_size < 1:
             raise ValueError(f"history_size should be a positive integer, but got {history_size!r}")
         if self.state is None:
-            return _fresh(parameters, history_size)
+            return CellTree(_fresh(parameters, history_size), NOBODY)
+        with VALUES.lock:
+            sizes = {name: cell.array.size for name, cell in self._cells().items()}
         size = _layout(parameters).size
-        if self.state.d.size != size:
+        if sizes["d"] != size:
             raise ValueError(
-                f"the state is that of {self.state.d.size} numbers, the parameters have {size}: "
+                f"the state is that of {sizes['d']} numbers, the parameters have {size}: "
                 "they changed after the first step"
             )
-        if self.state.ro.size != history_size:
-            return from_torch(to_torch(self.state), _fresh(parameters, history_size), 0)
+        if sizes["ro"] != history_size:
+            entry = to_torch(self.state.read())
+            return CellTree(from_torch(entry, _fresh(parameters, history_size), 0), NOBODY)
         return self.state
 
-    def held(self, parts: Sequence[Part]) -> list[jax.Array]:
+    def _cells(self) -> dict[str, Any]:
+        cells = [] if self.state is None else self.state.cells
+        return dict(zip(LBFGSState._fields, cells, strict=True))
+
+    def arrays(self, groups: Sequence[ActiveGroup]) -> list[jax.Array]:
         """The arrays of the state."""
-        return jax.tree.leaves(self.state)
-
-    def shown(self) -> LBFGSState | None:
-        """The state, for somebody who may keep it."""
-        self._read = True
-        return self.state
+        return [] if self.state is None else [cell.array for cell in self.state.cells]
 
     def view(self) -> dict[Parameter, dict[str, Any]]:
         """torch's dict, under the first parameter."""
-        state = self.shown()
-        return {} if state is None or self.owner is None else {self.owner: to_torch(state)}
+        if self.state is None or self.owner is None:
+            return {}
+        return {self.owner: to_torch(self.state.read())}
 
     def loaded(
-        self, entries: Mapping[Parameter, tuple[Any, Any]], parts: Sequence[Part]
+        self, entries: Mapping[Parameter, tuple[Any, Any]], groups: Sequence[ActiveGroup]
     ) -> LBFGSMemory:
         """A new memory from torch's dicts, each with its key for messages.
 
@@ -116,16 +161,62 @@ class LBFGSMemory:
           TypeError, ValueError: entries that cannot be these parameters'.
         """
         memory = LBFGSMemory(self.stop_on_nan)
-        memory._read = True
-        for _, group, parameters in parts:
+        for group in groups:
             for p, (key, entry) in entries.items():
-                if p is not parameters[0]:
+                if p is not group.parameters[0]:
                     raise ValueError(
                         f"state of parameter {key}: L-BFGS keeps its state under the first one"
                     )
-                fresh = _fresh(parameters, group["history_size"])
-                memory.owner, memory.state = p, from_torch(entry, fresh, key)
+                fresh = _fresh(group.parameters, group.options["history_size"])
+                memory.owner, memory.state = p, CellTree(from_torch(entry, fresh, key))
         return memory
+
+    def snapshot(self) -> LBFGSMemory:
+        """A copy that later steps of this one do not change."""
+        with VALUES.lock:
+            state = None if self.state is None else CellTree(self.state.read())
+            return LBFGSMemory(self.stop_on_nan, self.owner, state, self.steps)
+
+    def lend(
+        self, groups: Sequence[ActiveGroup], tree: Any
+    ) -> tuple[GradientTransformation, State]:
+        """`functorch_optim.lbfgs`, whose update takes `value_and_grad_fn`, and its state.
+
+        Raises:
+          ValueError: a Parameter is listed more than once.
+        """
+        group = _only(groups)
+        if trees.flatten(tree)[0] != group.parameters:
+            raise ValueError("to_functional: a Parameter is listed more than once")
+        values = hyperparameters.checked(LBFGSArguments(), group)
+        state = self._at_hand(group.parameters, values["history_size"])
+        return algorithm.lbfgs(**values, stop_on_nan=self.stop_on_nan), state.read()
+
+    def taken_back(self, groups: Sequence[ActiveGroup], tree: Any, state: State) -> LBFGSMemory:
+        """A new memory that goes on from a state of the pair of `lend`.
+
+        Raises:
+          TypeError, ValueError: the state does not fit.
+        """
+        group = _only(groups)
+        if not isinstance(state, LBFGSState):
+            raise TypeError(f"state should be an LBFGSState, but is {state!r}")
+        wanted = (group.options["history_size"], _layout(group.parameters).size)
+        if state.old_dirs.shape != wanted:
+            raise ValueError(
+                f"state should have a history of shape {wanted}, but has {state.old_dirs.shape}"
+            )
+        steps = int(state.step)
+        if steps == 0 and self.state is None:
+            return self
+        cells = CellTree(state, OUTSIDE)
+        return LBFGSMemory(self.stop_on_nan, group.parameters[0], cells, steps)
+
+
+def _only(groups: Sequence[ActiveGroup]) -> ActiveGroup:
+    if len(groups) != 1:
+        raise AssertionError(f"Expected exactly one param_group, but got {len(groups)}")
+    return groups[0]
 
 
 def to_torch(state: LBFGSState) -> dict[str, Any]:

@@ -9,13 +9,13 @@ from typing import Any
 import jax
 
 from functorch_optim.core.arithmetic import is_number
-from functorch_optim.stateful.step.program import Part
+from functorch_optim.stateful.memory.protocol import ActiveGroup
 
 logger = logging.getLogger("functorch_optim")
 
 
 def described(
-    parts: Sequence[Part],
+    groups: Sequence[ActiveGroup],
     arguments: Collection[str],
     buffers: Any,
     inputs: Any,
@@ -25,8 +25,8 @@ def described(
     Of the groups' entries only the algorithm's `arguments` count.
     """
     found: dict[str, Any] = {}
-    for index, group, parameters in parts:
-        for key, value in group.items():
+    for index, options, parameters in groups:
+        for key, value in options.items():
             if key in arguments:
                 found[f"param_groups[{index}][{key!r}]"] = _abstract(value)
         for position, p in enumerate(parameters):

@@ -3,47 +3,21 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from functorch_optim.core.dtypes import widest
 from functorch_optim.core.pair import EmptyState
 from functorch_optim.stateful.backward import value_and_grads
+from functorch_optim.stateful.memory.protocol import Grouped, Plan
 from functorch_optim.stateful.model import Skeleton
-from functorch_optim.stateful.parameter import Parameter
 from functorch_optim.transforms.clipping import clip_by_global_norm
 
-# The part of a group that takes part in a step: its index, its entries, its parameters.
-Part = tuple[int, Mapping[str, Any], list[Parameter]]
-Grouped = Sequence[Sequence[Any]]
-Place = tuple[int, int]
-
-
-class Plan(Hashable, Protocol):
-    """What selects a compiled program, and the update that the program holds."""
-
-    def update(
-        self, data: Grouped, buffers: Any, grads: Grouped, numbers: Any
-    ) -> tuple[Grouped, Any]:
-        """New values of each group's parameters, and new buffers. To be traced."""
-
-
-class Prepared(NamedTuple):
-    """A step that is ready to run.
-
-    Attributes:
-      plan: selects the program.
-      buffers: the state of the parameters that take part, to be donated.
-      numbers: all numbers of the step.
-      commit: takes the new buffers. Calling it again does no harm.
-    """
-
-    plan: Any
-    buffers: Any
-    numbers: Any
-    commit: Callable[[Any], None]
+Position = tuple[int, int]
+"""The (group, place in it) of a trained leaf."""
 
 
 class _Counter:
@@ -60,74 +34,84 @@ def count_trace() -> None:
     _Counter.traced += 1
 
 
+class Structure(tuple[Any, ...]):
+    """The structure of a result that a program returns as leaves: a 1-tuple of it.
+
+    What comes out of a compiled call is put together by JAX. For a user's own containers that runs
+    Python, where an interrupt could come between the end of a step and the moment that its results
+    are kept. So the results are leaves, and their structure is a part of the call's own.
+    """
+
+
+# Put together by a function of C: of `(structure,)` and no children the larger tuple.
+jax.tree_util.register_pytree_node(Structure, lambda s: ((), s), max)
+
+
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=(1, 2))
-def compiled_update(plan: Plan, data: Grouped, buffers: Any, grads: Grouped, numbers: Any) -> Any:
-    """The update alone: `(data, buffers)`."""
+def compiled_update(plan: Plan, values: Grouped, buffers: Any, grads: Grouped, numbers: Any) -> Any:
+    """The update alone: `(leaves of no result, structure, values, buffers)`."""
     count_trace()
-    return plan.update(data, buffers, grads, numbers)
+    _, *new = plan.train(lambda _: (None, grads), values, buffers, numbers)
+    return [], Structure((None,)), *new
 
 
 def compiled_train_step(
     loss_fn: Callable[..., Any], has_aux: bool, accumulate: int, clip_norm: Any
 ) -> Callable[..., Any]:
-    """Forward, backward and update in one program, which returns `(result, data, buffers)`."""
+    """Forward, backward and update in one program.
+
+    It returns `(leaves of (loss, aux), their structure, values, buffers)`.
+    """
 
     @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=(3, 4))
     def train_step(
         plan: Plan,
         skeleton: Skeleton,
-        places: Sequence[Place],
-        data: Grouped,
+        positions: Sequence[Position],
+        values: Grouped,
         buffers: Any,
         constant: Sequence[Any],
         numbers: Any,
         args: Any,
     ) -> Any:
         count_trace()
-        # places: the (group, position) of each trained leaf, in the model's order
-        trained = tuple(data[group][position] for group, position in places)
-        compute = evaluation(loss_fn, has_aux, accumulate, skeleton, constant, args)
-        result, flat = compute(trained)
-        if clip_norm is not None:
-            flat, _ = clip_by_global_norm(clip_norm).update(flat, EmptyState())
-        by_place = dict(zip(places, flat, strict=True))
-        grads = [[by_place[i, j] for j in range(len(group))] for i, group in enumerate(data)]
-        return result, *plan.update(data, buffers, grads, numbers)
+
+        def evaluate(values: Grouped) -> tuple[Any, Grouped]:
+            trained = tuple(values[group][place] for group, place in positions)
+            once = functools.partial(value_and_grads, loss_fn, has_aux, skeleton, trained, constant)
+            result, flat = once(args) if accumulate == 1 else _mean(once, trained, args, accumulate)
+            if clip_norm is not None:
+                flat, _ = clip_by_global_norm(clip_norm).update(flat, EmptyState())
+            found = dict(zip(positions, flat, strict=True))
+            grads = [[found.get((i, j)) for j in range(len(of))] for i, of in enumerate(values)]
+            return result, grads
+
+        result, *new = plan.train(evaluate, values, buffers, numbers)
+        leaves, structure = jax.tree.flatten(result)
+        return leaves, Structure((structure,)), *new
 
     return train_step
 
 
-def evaluation(
-    loss_fn: Callable[..., Any],
-    has_aux: bool,
-    accumulate: int,
-    skeleton: Skeleton,
-    constant: Sequence[Any],
-    args: Any,
-) -> Callable[[Sequence[jax.Array]], tuple[Any, Sequence[jax.Array]]]:
-    """A function of the trained arrays: loss_fn's result, and gradients; means if accumulated."""
+def _mean(
+    compute: Callable[[Any], Any], trained: Sequence[jax.Array], args: Any, count: int
+) -> tuple[Any, Sequence[jax.Array]]:
+    """The mean loss and gradients over micro-batches; every aux, stacked.
 
-    def compute(trained: Sequence[jax.Array]) -> tuple[Any, Sequence[jax.Array]]:
-        once = functools.partial(value_and_grads, loss_fn, has_aux, skeleton, trained, constant)
-        return once(args) if accumulate == 1 else _mean(once, trained, args, has_aux)
+    Gradients are summed in float32 at least: of half-precision ones a sum may not be a number.
+    """
 
-    return compute
-
-
-def _mean(compute: Callable[..., Any], trained: Sequence[jax.Array], args: Any, has_aux: bool):  # type: ignore[no-untyped-def]  # as value_and_grads
-    """The mean loss and gradients over micro-batches; every aux, stacked."""
-    count = len(jax.tree.leaves(args)[0])
+    def wide(x: Any) -> Any:
+        return x.astype(widest(x.dtype))
 
     def micro(total: Any, args: Any) -> Any:
         result, grads = compute(args)
-        return jax.tree.map(jnp.add, total, grads), result
+        return [t + wide(g) for t, g in zip(total, grads, strict=True)], result
 
-    total, results = jax.lax.scan(micro, jax.tree.map(jnp.zeros_like, trained), args)
-    grads = jax.tree.map(lambda g: g / count, total)
-    if has_aux:
-        losses, aux = results
-        return (jnp.mean(losses, axis=0), aux), grads
-    return jnp.mean(results, axis=0), grads
+    start = [jnp.zeros_like(wide(x)) for x in trained]
+    total, (losses, aux) = jax.lax.scan(micro, start, args)
+    means = tuple((t / count).astype(x.dtype) for t, x in zip(total, trained, strict=True))
+    return (jnp.mean(wide(losses), axis=0).astype(losses.dtype), aux), means
 
 
 def check_accumulate(accumulate: Any) -> None:
