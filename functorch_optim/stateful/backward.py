@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from functorch_optim.core.updating import add
 from functorch_optim.stateful.memory.cell import VALUES, Changes
 from functorch_optim.stateful.model import Skeleton, arrays, split
+from functorch_optim.stateful.program_cache import ProgramCache
 
 
 def backward(
@@ -34,7 +35,7 @@ def backward(
     skeleton, trained, constant = split(model)
     if not trained:
         raise ValueError("backward: no Parameter of the model requires a gradient")
-    program = _compiled(loss_fn, has_aux)
+    program = _programs(loss_fn, has_aux)
     with VALUES:  # a step on another thread does not take these arrays now
         (loss, aux), grads = program(skeleton, arrays(trained), arrays(constant), args)
     before = tuple(p.grad for p in trained)
@@ -44,11 +45,6 @@ def backward(
     changes.set(trained, "grad", grads)
     changes.make()
     return (loss, aux) if has_aux else loss
-
-
-@functools.lru_cache(maxsize=256)
-def _compiled(loss_fn: Callable[..., Any], has_aux: bool) -> Callable[..., Any]:
-    return jax.jit(functools.partial(value_and_grads, loss_fn, has_aux), static_argnums=0)
 
 
 def value_and_grads(
@@ -72,3 +68,10 @@ def value_and_grads(
 @jax.jit
 def _sum(before: tuple[Any, ...], grads: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
     return tuple(g if b is None else add(b, g) for b, g in zip(before, grads, strict=True))
+
+
+def _compiled(loss_fn: Callable[..., Any], has_aux: bool) -> Callable[..., Any]:
+    return jax.jit(functools.partial(value_and_grads, loss_fn, has_aux), static_argnums=0)
+
+
+_programs = ProgramCache(_compiled)

@@ -44,7 +44,8 @@ class Structure(tuple[Any, ...]):
 
 
 # Put together by a function of C: of `(structure,)` and no children the larger tuple.
-jax.tree_util.register_pytree_node(Structure, lambda s: ((), s), max)
+_put_together: Any = max
+jax.tree_util.register_pytree_node(Structure, lambda s: ((), s), _put_together)
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=(1, 2))
