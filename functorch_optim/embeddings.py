@@ -17,7 +17,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import jax
-import jax.extend.core
 import jax.numpy as jnp
 
 from functorch_optim.compose.leaf_labels import PerLeaf, chosen
@@ -181,7 +180,9 @@ class Table:
 
 def _trace() -> Any:
     """Which transformation is being traced."""
-    return jax.extend.core.get_opaque_trace_state(convention="flax")
+    from jax.extend.core import get_opaque_trace_state  # brings Pallas: half of the import's time
+
+    return get_opaque_trace_state(convention="flax")
 
 
 def _checked(table: Any, treedef: Any, index: int) -> jax.Array:
