@@ -121,9 +121,9 @@ from .transforms.stochastic_rounding import (
 from .transforms.trust_ratio import trust_ratio as trust_ratio
 from .transforms.weight_decay import add_decayed_weights as add_decayed_weights
 
-# What is imported above is public and named nowhere else: a type checker sees it by its `as`, Python
-# and the site by this list. It is no statement `__all__ = ...` since mypy, which cannot compute
-# the list, would then take it for empty.
+# What is imported above is public, and named nowhere else: a type checker sees it by its `as`,
+# Python and the site by this list. It is no statement `__all__ = ...` since mypy, which cannot
+# compute the list, would then take it for empty.
 globals()["__all__"] = sorted(
     name
     for name, value in globals().items()

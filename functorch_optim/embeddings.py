@@ -30,6 +30,8 @@ def sparse_value_and_grad(
 ) -> Callable[..., tuple[Any, Updates]]:
     """`jax.value_and_grad`, with sparse gradients for the tables whose rows `take` reads.
 
+    For a classifier of words::
+
         def loss_fn(params, ids, labels):
             vectors = fo.take(params["table"], ids)
             return cross_entropy(vectors @ params["kernel"], labels)

@@ -23,7 +23,7 @@ from functorch_optim.stateful.step.program import Part
 class LBFGS(Optimizer):
     """torch.optim.LBFGS: the stateful face of `functorch_optim.lbfgs`.
 
-    `step(closure)` takes a torch-style closure, which computes gradients and returns the loss:
+    `step(closure)` takes a torch-style closure, which computes gradients and returns the loss::
 
         def closure():
             opt.zero_grad()
