@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import sys
 from collections.abc import Callable, Collection, Mapping
@@ -168,6 +169,8 @@ def _documentation(
 ) -> str | None:
     if __doc__ is None:  # python -OO
         return None
+    while isinstance(factory, functools.partial):
+        factory = factory.func  # a partial's own docstring is about partials
     flags = [flag for flag in FLAGS if flag in signature.parameters]
     kept = f"""\
   {", ".join(flags)}: kept in `param_groups` so that checkpoints travel;

@@ -1,8 +1,10 @@
 """`help()` shows the math, and speaks of what it is about: a pair or a class."""
 
+import functools
 import importlib
 import inspect
 import re
+from collections.abc import Callable
 
 import optax
 import pytest
@@ -83,8 +85,9 @@ def test_a_class_of_a_factory_names_the_factory_and_not_torch(name: str) -> None
     assert formula_of(name) in shown
 
 
-def test_a_class_of_another_librarys_factory_describes_its_arguments() -> None:
-    shown = inspect.getdoc(optim.from_transformation(optax.lamb, "Lamb")) or ""
+@pytest.mark.parametrize("factory", [optax.lamb, functools.partial(optax.lamb, b1=0.8)])
+def test_a_class_of_another_librarys_factory_describes_its_arguments(factory: Callable) -> None:
+    shown = inspect.getdoc(optim.from_transformation(factory, "Lamb")) or ""
     assert shown.startswith("Lamb: the stateful face of `optax.lamb`.\n")
     assert described(shown)[:3] == ["params", "learning_rate", "b1"]
     assert "Returns:" not in shown
