@@ -17,7 +17,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import jax
-import jax.extend.core
 import jax.numpy as jnp
 
 from functorch_optim.compose.leaf_labels import PerLeaf, chosen
@@ -30,6 +29,8 @@ def sparse_value_and_grad(
     loss_fn: Callable[..., Any], tables: PerLeaf, has_aux: bool = False
 ) -> Callable[..., tuple[Any, Updates]]:
     """`jax.value_and_grad`, with sparse gradients for the tables whose rows `take` reads.
+
+    For a classifier of words::
 
         def loss_fn(params, ids, labels):
             vectors = fo.take(params["table"], ids)
@@ -181,7 +182,9 @@ class Table:
 
 def _trace() -> Any:
     """Which transformation is being traced."""
-    return jax.extend.core.get_opaque_trace_state(convention="flax")
+    from jax.extend.core import get_opaque_trace_state  # brings Pallas: a sixth of the import
+
+    return get_opaque_trace_state(convention="flax")
 
 
 def _checked(table: Any, treedef: Any, index: int) -> jax.Array:

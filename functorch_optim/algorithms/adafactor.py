@@ -101,7 +101,7 @@ def adafactor(
     *,
     maximize: bool = False,
 ) -> None:
-    """Adafactor, torch.optim.Adafactor's update. Needs params.
+    """Adafactor, torch.optim.Adafactor's update.
 
     Args:
       lr: upper bound of the relative step size. Every numeric argument may be a number, an array

@@ -92,7 +92,7 @@ def lamb(
     *,
     maximize: bool = False,
 ) -> None:
-    """LAMB: Adam for large batches, with steps relative to the norm of each leaf. Needs params.
+    """LAMB: Adam for large batches, with steps relative to the norm of each leaf.
 
     Args:
       weight_decay: `weight_decay * p` is added to Adam's direction, before its length is set; at

@@ -6,11 +6,11 @@
     p_t     = p_{t-1} - buf_t
     p_t     = p_{t-1} - (d_t + momentum * buf_t)                          (nesterov)
 
-The norms are those of a whole leaf. The ratio is 1 where |p| or |g| + weight_decay * |p| is 0.
+The norms are those of a whole leaf. The ratio is 1 where `|p|` or `|g| + weight_decay * |p|` is 0.
 
 You, Gitman, Ginsburg, "Large Batch Training of Convolutional Networks", 2017. As in the paper (and
 unlike sgd) lr is in the buffer: a lower lr takes effect as the old steps fade. optax divides by
-|g + weight_decay * p|, and not by the sum of the two norms: it agrees without weight decay.
+`|g + weight_decay * p|`, and not by the sum of the two norms: it agrees without weight decay.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def lars(
     *,
     maximize: bool = False,
 ) -> None:
-    """LARS: SGD for large batches, with steps relative to the norm of each leaf. Needs params.
+    """LARS: SGD for large batches, with steps relative to the norm of each leaf.
 
     Args:
       weight_decay: L2 penalty: `weight_decay * p` is added to the gradient, and `weight_decay *

@@ -37,6 +37,7 @@ from functorch_optim.core.pair import (
     Scalar,
     Updates,
 )
+from functorch_optim.rules.docstrings import with_math
 from functorch_optim.rules.numbers import hyperparameters_at
 
 SMALLEST_CURVATURE = 1e-10
@@ -373,6 +374,7 @@ def _real_shape(p: jax.Array) -> tuple[int, ...]:
 
 
 @value_equal
+@with_math
 def lbfgs(
     lr: Hyperparameter = 1.0,
     max_iter: int = 20,

@@ -36,7 +36,7 @@ def update_bn(
     `m * old + (1 - m) * batch`; m and the statistics of the batch are found from three starting
     values, to the last digits.
 
-    With flax's linen:
+    With flax's linen::
 
         def apply_fn(batch_stats, images):
             variables = {"params": average, "batch_stats": batch_stats}

@@ -137,7 +137,7 @@ def _reals(average: Any, current: Any) -> tuple[jax.Array, jax.Array]:
 def swa_average() -> WeightAverage:
     """The mean of all parameters so far, each with equal weight.
 
-    Use it in the last part of training, with a learning rate that stays high:
+    Use it in the last part of training, with a learning rate that stays high::
 
         averaging = swa_average()
         averages = averaging.init(params)

@@ -97,7 +97,7 @@ def load_state(path: files.Path, like: Any = _ANYTHING) -> Any:
         data = file.read()
     name = os.fspath(path)
     try:
-        tensors = dict(safetensors.deserialize(data))  # type: ignore[no-untyped-call]  # compiled
+        tensors = dict(safetensors.deserialize(data))
         length = int.from_bytes(data[:8], "little")
         metadata = json.loads(data[8 : 8 + length]).get("__metadata__", {})
     except (safetensors.SafetensorError, ValueError) as error:

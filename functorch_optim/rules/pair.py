@@ -83,7 +83,7 @@ def per_leaf(rule: Rule, **fixed: Any) -> Callable[[Callable[P, None]], Factory[
         factory.__signature__ = signature.replace(  # type: ignore[attr-defined]  # for help()
             return_annotation="GradientTransformation"
         )
-        factory.__doc__ = completed(check, rule.state.__name__)
+        factory.__doc__ = completed(check, rule.state.__name__, bool(rule.needs_params))
         arguments = {name: p.default for name, p in signature.parameters.items()}
         made = cast(Factory[P], factory)
         made.rule, made.fixed, made.defaults = rule, fixed, {**arguments, **fixed}

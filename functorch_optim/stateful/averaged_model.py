@@ -25,7 +25,7 @@ class AveragedModel:
     """A copy of a model, whose parameters are an average of what the model's were.
 
     By default the mean of all parameters given to `update_parameters`, each with equal weight
-    (stochastic weight averaging); with `get_ema_avg_fn` an exponential moving average.
+    (stochastic weight averaging); with `get_ema_avg_fn` an exponential moving average::
 
         swa_model = AveragedModel(model)
         ...  # after each epoch of the last part of training

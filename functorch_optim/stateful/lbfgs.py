@@ -21,7 +21,7 @@ from functorch_optim.stateful.step import program
 class LBFGS(Optimizer):
     """torch.optim.LBFGS: the stateful face of `functorch_optim.lbfgs`.
 
-    `step(closure)` takes a torch-style closure, which computes gradients and returns the loss:
+    `step(closure)` takes a torch-style closure, which computes gradients and returns the loss::
 
         def closure():
             opt.zero_grad()

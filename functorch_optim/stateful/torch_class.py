@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import sys
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, cast
 
 from functorch_optim.core.pair import GradientTransformation
+from functorch_optim.rules.docstrings import of_class
 from functorch_optim.rules.pair import Factory
 from functorch_optim.stateful.groups import required
 from functorch_optim.stateful.memory.by_group import GroupMemory
@@ -22,9 +24,17 @@ FLAGS: Mapping[str, Any] = {
     "fused": None,
 }
 
+_PARAMS = """\
+  params: what it optimizes: Parameters, `(name, Parameter)` tuples or dicts of groups in a list, or
+    any tree of Parameters or of arrays."""
+
 
 def torch_class(
-    name: str, factory: Factory[Any], arguments: str, keys: str | None = None
+    name: str,
+    factory: Factory[Any],
+    arguments: str,
+    keys: str | None = None,
+    called: str = "torch.optim.{}",
 ) -> type[Optimizer]:
     """The torch.optim class of an algorithm.
 
@@ -34,6 +44,7 @@ def torch_class(
       arguments: the constructor's arguments after `params`, in order, `*` where they become
         keyword-only. Those that the factory lacks are torch's execution flags.
       keys: the order of the hyperparameters in `param_groups`; that of the arguments if not given.
+      called: what its docstring calls it.
 
     The class checks its arguments as the factory does; per-group values and later changes are not
     checked, as in torch.
@@ -65,7 +76,7 @@ def torch_class(
         (Optimizer,),
         {
             "__init__": __init__,
-            "__doc__": _documentation(name, factory),
+            "__doc__": _documentation(called.format(name), factory, signature),
             "__module__": "functorch_optim.stateful",
             "_factory": staticmethod(factory),
         },
@@ -98,7 +109,8 @@ def from_transformation(
     rule = getattr(factory, "rule", None)
     # What depends on the whole tree belongs to a group, not to a parameter.
     if rule is not None and rule.whole_tree is None and not static_args:
-        made = torch_class(called, cast(Factory[Any], factory), _listed(signature))
+        rule_factory = cast(Factory[Any], factory)
+        made = torch_class(called, rule_factory, _listed(signature), called="{}")
     else:
         made = _pair_class(called, factory, signature, static_args)
     made.__module__ = sys._getframe(1).f_globals.get("__name__", __name__)
@@ -135,7 +147,7 @@ def _pair_class(
         return GroupMemory(factory, arguments, static_args)
 
     __init__.__qualname__ = f"{name}.__init__"
-    doc = f"The stateful face of `{name}`.\n\n{inspect.getdoc(factory) or ''}"
+    doc = _documentation(name, factory, signature)
     return type(
         name, (Optimizer,), {"__init__": __init__, "__doc__": doc, "_new_memory": _new_memory}
     )
@@ -154,9 +166,25 @@ def _constructor_signature(factory: Factory[Any], arguments: str) -> inspect.Sig
     return inspect.Signature(parameters)
 
 
-def _documentation(name: str, factory: Factory[Any]) -> str:
-    return (
-        f"torch.optim.{name}: the stateful face of "
-        f"`functorch_optim.{factory.__name__}`, whose arguments it takes behind `params`.\n\n"
-        f"{inspect.cleandoc(factory.__doc__ or '')}"
-    )
+def _documentation(
+    title: str, factory: Callable[..., Any], signature: inspect.Signature
+) -> str | None:
+    if __doc__ is None:  # python -OO
+        return None
+    while isinstance(factory, functools.partial):
+        factory = factory.func  # a partial's own docstring is about partials
+    flags = [flag for flag in FLAGS if flag in signature.parameters]
+    kept = f"""\
+  {", ".join(flags)}: kept in `param_groups` so that checkpoints travel;
+    they select nothing, since XLA always fuses."""
+    of = f"{title}: the stateful face of `{_public_name(factory)}`."
+    return of_class(of, factory, _PARAMS, kept if flags else "")
+
+
+def _public_name(factory: Callable[..., Any]) -> str:
+    name = getattr(factory, "__name__", type(factory).__name__)
+    room = getattr(factory, "__module__", None) or "__main__"
+    if room.startswith("functorch_optim."):
+        return f"functorch_optim.{name}"
+    room = room.partition("._")[0]  # optax._src.alias.lamb is optax.lamb to its users
+    return name if room == "__main__" else f"{room}.{name}"

@@ -21,7 +21,7 @@ NEEDED = {
 
 
 def test_there_are_pages_with_code() -> None:
-    assert {"pairs.md", "schedules.md", "stateful.md"} <= set(PAGES)
+    assert {"pairs.md", "schedules.md", "stateful.md", "extending.md"} <= set(PAGES)
 
 
 @pytest.mark.parametrize("name", PAGES)
