@@ -1,4 +1,4 @@
-"""Learning rates by functions of the user's."""
+"""The starting learning rate times a function of the epoch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from functorch_optim.stateful.optimizer import Optimizer
 EpochFunction = Callable[[int], Any]
 
 
-class _ByFunctions(LRScheduler):
+class ByFunctions(LRScheduler):
     """One function of the epoch for each group. A callable object's attributes are saved."""
 
     _unsaved = ("optimizer", "lr_lambdas")
@@ -64,7 +64,7 @@ def _check_count(given: int, wanted: int) -> None:
         raise ValueError(f"Expected {wanted} lr_lambdas, but got {given}")
 
 
-class LambdaLR(_ByFunctions):
+class LambdaLR(ByFunctions):
     """The starting learning rate times `lr_lambda(epoch)`.
 
     Args:
@@ -84,33 +84,3 @@ class LambdaLR(_ByFunctions):
     def _rates(self, current: list[Any]) -> list[Any]:
         pairs = zip(self.base_lrs, self.lr_lambdas, strict=True)
         return [base * function(self.last_epoch) for base, function in pairs]
-
-
-class MultiplicativeLR(_ByFunctions):
-    """The learning rate times `lr_lambda(epoch)` at each step.
-
-    Args:
-      optimizer: the optimizer whose groups are adjusted.
-      lr_lambda: a function of the epoch, or a list of one for each group.
-      last_epoch: the epoch to go on from; -1 starts anew.
-
-    Raises:
-      ValueError: not one function for each group.
-      TypeError: what should be a function cannot be called; and as LRScheduler.
-      KeyError: as LRScheduler.
-    """
-
-    def _functions(self, given: Any, count: int) -> list[EpochFunction]:
-        functions = super()._functions(given, count)
-        for function in functions:
-            if not callable(function):
-                raise TypeError(
-                    f"lr_lambda should be a function, but got {type(function).__name__}"
-                )
-        return functions
-
-    def _rates(self, current: list[Any]) -> list[Any]:
-        if self._is_initial:
-            return current
-        pairs = zip(self.lr_lambdas, current, strict=True)
-        return [lr * function(self.last_epoch) for function, lr in pairs]

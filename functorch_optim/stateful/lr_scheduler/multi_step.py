@@ -1,0 +1,51 @@
+"""Multiplication by a constant at given epochs."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+from functorch_optim.stateful.lr_scheduler.base import LRScheduler
+from functorch_optim.stateful.optimizer import Optimizer
+
+
+class MultiStepLR(LRScheduler):
+    """Multiplies the learning rate by `gamma` at each milestone.
+
+    Resuming with `last_epoch` at a milestone keeps the learning rate, which has been multiplied
+    already (torch multiplies it once more).
+
+    Args:
+      optimizer: the optimizer whose groups are adjusted.
+      milestones: epochs. One that is given twice multiplies twice.
+      gamma: the factor.
+      last_epoch: the epoch to go on from; -1 starts anew.
+
+    Raises:
+      TypeError: milestones is not iterable; and as LRScheduler.
+      KeyError: as LRScheduler.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        milestones: Iterable[int],
+        gamma: float = 0.1,
+        last_epoch: int = -1,
+    ):
+        self.milestones = Counter(milestones)
+        self.gamma = gamma
+        super().__init__(optimizer, last_epoch)
+
+    def _rates(self, current: list[Any]) -> list[Any]:
+        resumes = self._is_initial and self.last_epoch > 0
+        if resumes or self.last_epoch not in self.milestones:
+            return current
+        factor = self.gamma ** self.milestones[self.last_epoch]
+        return [lr * factor for lr in current]
+
+    def _get_closed_form_lr(self) -> list[Any]:
+        passed = bisect_right(sorted(self.milestones.elements()), self.last_epoch)
+        return [base * self.gamma**passed for base in self.base_lrs]
