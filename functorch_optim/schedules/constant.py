@@ -29,7 +29,9 @@ def constant_lr(lr: Number, factor: Number = 1 / 3, total_iters: Number = 5) -> 
         raise ValueError("Constant multiplicative factor expected to be between 0 and 1.")
     check_length("total_iters", total_iters, least=0)
 
-    def schedule(count: Any) -> Any:
-        return lr * where(at_least(count, total_iters), 1.0, factor)
+    return lambda count: lr * factor_at(count, factor, total_iters)
 
-    return schedule
+
+def factor_at(count: Any, factor: Any, total_iters: Any) -> Any:
+    """What the learning rate is multiplied by at a count."""
+    return where(at_least(count, total_iters), 1.0, factor)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from functorch_optim.schedules.constant import factor_at
 from functorch_optim.stateful.lr_scheduler.base import LRScheduler
 from functorch_optim.stateful.optimizer import Optimizer
 
@@ -47,5 +48,5 @@ class ConstantLR(LRScheduler):
         return [lr * (1.0 / self.factor) for lr in current]
 
     def _get_closed_form_lr(self) -> list[Any]:
-        factor = self.factor + (self.last_epoch >= self.total_iters) * (1 - self.factor)
+        factor = factor_at(self.last_epoch, self.factor, self.total_iters)
         return [base * factor for base in self.base_lrs]

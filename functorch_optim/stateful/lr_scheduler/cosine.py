@@ -49,5 +49,6 @@ class CosineAnnealingLR(LRScheduler):
         return [ratio * (lr - eta_min) + eta_min for lr in current]
 
     def _get_closed_form_lr(self) -> list[Any]:
+        # Its last digit is torch's; cosine_annealing_lr squares a sine, accurate in float32 too.
         weight = (1 + math.cos(math.pi * self.last_epoch / self.T_max)) / 2
         return [self.eta_min + (base - self.eta_min) * weight for base in self.base_lrs]

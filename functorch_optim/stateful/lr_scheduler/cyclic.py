@@ -107,6 +107,7 @@ class CyclicLR(CyclesMomentum):
 
     def _height(self) -> float:
         """How far up the current step is; 1 is the top of the first cycle."""
+        # The last digit is torch's; cyclic_lr takes the rest in whole numbers instead.
         cycle = math.floor(1 + self.last_epoch / self.total_size)
         x = 1.0 + self.last_epoch / self.total_size - cycle
         slope = x / self.step_ratio if x <= self.step_ratio else (x - 1) / (self.step_ratio - 1)

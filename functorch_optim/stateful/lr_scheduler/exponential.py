@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from functorch_optim.core.arithmetic import power
 from functorch_optim.stateful.lr_scheduler.base import LRScheduler
 from functorch_optim.stateful.optimizer import Optimizer
 
@@ -28,4 +29,5 @@ class ExponentialLR(LRScheduler):
         return current if self._is_initial else [lr * self.gamma for lr in current]
 
     def _get_closed_form_lr(self) -> list[Any]:
-        return [base * self.gamma**self.last_epoch for base in self.base_lrs]
+        factor = power(self.gamma, self.last_epoch)
+        return [base * factor for base in self.base_lrs]

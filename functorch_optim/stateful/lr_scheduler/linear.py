@@ -53,6 +53,7 @@ class LinearLR(LRScheduler):
         return [lr * (1.0 + rise / before) for lr in current]
 
     def _get_closed_form_lr(self) -> list[Any]:
+        # Its last digit is torch's; linear_lr is exact at both ends instead.
         done = min(self.total_iters, self.last_epoch) / self.total_iters
         factor = self.start_factor + (self.end_factor - self.start_factor) * done
         return [base * factor for base in self.base_lrs]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
+from functorch_optim.schedules.multi_step import factor_at
 from functorch_optim.stateful.lr_scheduler.base import LRScheduler
 from functorch_optim.stateful.optimizer import Optimizer
 
@@ -47,5 +47,5 @@ class MultiStepLR(LRScheduler):
         return [lr * factor for lr in current]
 
     def _get_closed_form_lr(self) -> list[Any]:
-        passed = bisect_right(sorted(self.milestones.elements()), self.last_epoch)
-        return [base * self.gamma**passed for base in self.base_lrs]
+        factor = factor_at(self.last_epoch, self.milestones.elements(), self.gamma)
+        return [base * factor for base in self.base_lrs]

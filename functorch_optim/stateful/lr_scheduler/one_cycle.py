@@ -128,7 +128,10 @@ def checked_strategy(strategy: str) -> str:
 
 
 def anneal(strategy: str, done: float) -> float:
-    """How far a value has gone from its start (0) to its end (1), after a part of the way."""
+    """How far a value has gone from its start (0) to its end (1), after a part of the way.
+
+    The last digit is torch's; the schedules weigh both ends, accurate in float32 too.
+    """
     return (1 - math.cos(math.pi * done)) / 2 if strategy == "cos" else done
 
 

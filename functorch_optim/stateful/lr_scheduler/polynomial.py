@@ -40,5 +40,6 @@ class PolynomialLR(LRScheduler):
         return [lr * (left / before) ** self.power for lr in current]
 
     def _get_closed_form_lr(self) -> list[Any]:
+        # Its last digit is torch's; polynomial_lr divides the steps that are left.
         left = 1.0 - min(self.total_iters, self.last_epoch) / self.total_iters
         return [base * left**self.power for base in self.base_lrs]

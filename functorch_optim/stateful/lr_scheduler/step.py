@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from functorch_optim.schedules.step import factor_at
 from functorch_optim.stateful.lr_scheduler.base import LRScheduler
 from functorch_optim.stateful.optimizer import Optimizer
 
@@ -37,5 +38,5 @@ class StepLR(LRScheduler):
         return [lr * self.gamma for lr in current]
 
     def _get_closed_form_lr(self) -> list[Any]:
-        factor = self.gamma ** (self.last_epoch // self.step_size)
+        factor = factor_at(self.last_epoch, self.step_size, self.gamma)
         return [base * factor for base in self.base_lrs]

@@ -95,5 +95,6 @@ class CosineAnnealingWarmRestarts(LRScheduler):
         self.last_epoch = math.floor(epoch)
 
     def _rates(self, current: list[Any]) -> list[Any]:
+        # The last digit is torch's, as in CosineAnnealingLR.
         weight = (1 + math.cos(math.pi * self.T_cur / self.T_i)) / 2
         return [self.eta_min + (base - self.eta_min) * weight for base in self.base_lrs]
