@@ -10,9 +10,10 @@ from typing import Any
 
 import jax
 
+from functorch_optim.core import checks
 from functorch_optim.core.arithmetic import at_least, power, where
 from functorch_optim.core.pair import Number, Schedule
-from functorch_optim.schedules.factory import schedule_factory
+from functorch_optim.schedules.factory import points, schedule_factory
 
 
 @schedule_factory
@@ -26,6 +27,8 @@ def multi_step_lr(
       milestones: counts in any order, or an array of them; one that is there twice counts twice.
       gamma: the factor.
     """
+    checks.real(lr=lr, gamma=gamma)
+    milestones = points("milestones", milestones)
     return lambda count: lr * factor_at(count, milestones, gamma)
 
 

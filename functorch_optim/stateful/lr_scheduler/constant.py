@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from functorch_optim.core import checks
 from functorch_optim.schedules.constant import factor_at
-from functorch_optim.stateful.lr_scheduler.base import LRScheduler
+from functorch_optim.stateful.lr_scheduler.base import LRScheduler, check_epochs
 from functorch_optim.stateful.optimizer import Optimizer
 
 
@@ -23,8 +24,9 @@ class ConstantLR(LRScheduler):
       last_epoch: the epoch to go on from; -1 starts anew.
 
     Raises:
-      ValueError: factor is not in [0, 1].
-      TypeError, KeyError: as LRScheduler.
+      ValueError: factor is not in [0, 1], or total_iters is below 0.
+      TypeError: an argument that is no number; and as LRScheduler.
+      KeyError: as LRScheduler.
     """
 
     def __init__(
@@ -34,6 +36,8 @@ class ConstantLR(LRScheduler):
         total_iters: int = 5,
         last_epoch: int = -1,
     ):
+        checks.real(factor=factor)
+        check_epochs("total_iters", total_iters, zero=True)
         if factor > 1 or factor < 0:
             raise ValueError("Constant multiplicative factor expected to be between 0 and 1.")
         self.factor = factor

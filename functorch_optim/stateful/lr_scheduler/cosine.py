@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from functorch_optim.stateful.lr_scheduler.base import LRScheduler
+from functorch_optim.core import checks
+from functorch_optim.stateful.lr_scheduler.base import LRScheduler, check_epochs
 from functorch_optim.stateful.optimizer import Optimizer
 
 
@@ -17,17 +18,21 @@ class CosineAnnealingLR(LRScheduler):
 
     Args:
       optimizer: the optimizer whose groups are adjusted.
-      T_max: the number of epochs of half a period. 0 fails at the first step.
+      T_max: the number of epochs of half a period.
       eta_min: the smallest learning rate.
       last_epoch: the epoch to go on from; -1 starts anew.
 
     Raises:
-      TypeError, KeyError: as LRScheduler.
+      ValueError: T_max is not above 0.
+      TypeError: an argument that is no number; and as LRScheduler.
+      KeyError: as LRScheduler.
     """
 
     def __init__(
         self, optimizer: Optimizer, T_max: int, eta_min: float = 0.0, last_epoch: int = -1
     ):
+        check_epochs("T_max", T_max)
+        checks.real(eta_min=eta_min)
         self.T_max = T_max
         self.eta_min = eta_min
         super().__init__(optimizer, last_epoch)

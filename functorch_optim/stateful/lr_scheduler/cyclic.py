@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from types import FunctionType
 from typing import Any
 
-from functorch_optim.stateful.lr_scheduler.base import Group, checked_optimizer
+from functorch_optim.core import checks
+from functorch_optim.stateful.lr_scheduler.base import Group, check_epochs, checked_optimizer
 from functorch_optim.stateful.lr_scheduler.group_values import like, per_group
 from functorch_optim.stateful.lr_scheduler.momentum import CyclesMomentum
 from functorch_optim.stateful.optimizer import Optimizer
@@ -69,12 +70,22 @@ class CyclicLR(CyclesMomentum):
     ):
         self._bases = per_group("base_lr", base_lr, checked_optimizer(optimizer))
         self.max_lrs = per_group("max_lr", max_lr, optimizer)
+        check_epochs("step_size_up", step_size_up, zero=True)
+        if step_size_down is not None:
+            check_epochs("step_size_down", step_size_down, zero=True)
+        checks.real(gamma=gamma)
         up = float(step_size_up)
         down = up if step_size_down is None else float(step_size_down)
         self.total_size = up + down
         self.step_ratio = up / self.total_size
-        if mode not in _MODES and scale_fn is None:
+        if scale_fn is None and (not isinstance(mode, str) or mode not in _MODES):
             raise ValueError("mode is invalid and scale_fn is None")
+        if not isinstance(scale_mode, str) or scale_mode not in _MODES.values():
+            raise ValueError(
+                f'scale_mode should be "cycle" or "iterations", but got {scale_mode!r}'
+            )
+        if scale_fn is not None:
+            checks.function("scale_fn", scale_fn, "the cycle or the step")
         self.mode = mode
         self.gamma = gamma
         self._scale_fn_custom = scale_fn
@@ -115,7 +126,7 @@ class CyclicLR(CyclesMomentum):
 
     def _scale(self, x: float) -> float:
         if self._scale_fn_custom is not None:
-            return self._scale_fn_custom(x)
+            return checks.returned("scale_fn", self._scale_fn_custom(x))
         if self.mode == "triangular":
             return 1.0
         return 1 / (2.0 ** (x - 1)) if self.mode == "triangular2" else self.gamma**x

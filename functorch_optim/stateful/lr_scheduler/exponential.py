@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from functorch_optim.core import checks
 from functorch_optim.core.arithmetic import power
 from functorch_optim.stateful.lr_scheduler.base import LRScheduler
 from functorch_optim.stateful.optimizer import Optimizer
@@ -18,10 +19,12 @@ class ExponentialLR(LRScheduler):
       last_epoch: the epoch to go on from; -1 starts anew.
 
     Raises:
-      TypeError, KeyError: as LRScheduler.
+      TypeError: gamma is no number; and as LRScheduler.
+      KeyError: as LRScheduler.
     """
 
     def __init__(self, optimizer: Optimizer, gamma: float, last_epoch: int = -1):
+        checks.real(gamma=gamma)
         self.gamma = gamma
         super().__init__(optimizer, last_epoch)
 

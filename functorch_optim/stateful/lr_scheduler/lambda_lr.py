@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import FunctionType
 from typing import Any
 
+from functorch_optim.core import checks
 from functorch_optim.stateful.lr_scheduler.base import LRScheduler, checked_optimizer
 from functorch_optim.stateful.optimizer import Optimizer
 
@@ -29,9 +30,15 @@ class ByFunctions(LRScheduler):
 
     def _functions(self, given: Any, count: int) -> list[EpochFunction]:
         if not isinstance(given, list | tuple):
+            check_callable(given)
             return [given] * count
         _check_count(len(given), count)
+        for function in given:
+            check_callable(function)
         return list(given)
+
+    def _factor(self, function: EpochFunction) -> Any:
+        return checks.returned("lr_lambda", function(self.last_epoch))
 
     def state_dict(self) -> dict[str, Any]:
         """As the base class, and "lr_lambdas": for each function its attributes.
@@ -59,6 +66,15 @@ class ByFunctions(LRScheduler):
                 function.__dict__.update(attributes)
 
 
+def check_callable(function: Any) -> None:
+    """Raises TypeError, in torch's words for each of the two classes."""
+    if not callable(function):
+        kind = type(function).__name__
+        raise TypeError(
+            f"lr_lambda should be a function, but got {kind}: '{kind}' object is not callable"
+        )
+
+
 def _check_count(given: int, wanted: int) -> None:
     if given != wanted:
         raise ValueError(f"Expected {wanted} lr_lambdas, but got {given}")
@@ -83,4 +99,4 @@ class LambdaLR(ByFunctions):
 
     def _rates(self, current: list[Any]) -> list[Any]:
         pairs = zip(self.base_lrs, self.lr_lambdas, strict=True)
-        return [base * function(self.last_epoch) for base, function in pairs]
+        return [base * self._factor(function) for base, function in pairs]

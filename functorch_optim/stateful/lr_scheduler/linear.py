@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from functorch_optim.stateful.lr_scheduler.base import LRScheduler
+from functorch_optim.core import checks
+from functorch_optim.stateful.lr_scheduler.base import LRScheduler, check_epochs
 from functorch_optim.stateful.optimizer import Optimizer
 
 
@@ -19,8 +20,10 @@ class LinearLR(LRScheduler):
       last_epoch: the epoch to go on from; -1 starts anew.
 
     Raises:
-      ValueError: start_factor is not in (0, 1], or end_factor not in [0, 1].
-      TypeError, KeyError: as LRScheduler.
+      ValueError: start_factor is not in (0, 1], end_factor not in [0, 1], or total_iters is
+        below 0.
+      TypeError: an argument that is no number; and as LRScheduler.
+      KeyError: as LRScheduler.
     """
 
     def __init__(
@@ -31,6 +34,8 @@ class LinearLR(LRScheduler):
         total_iters: int = 5,
         last_epoch: int = -1,
     ):
+        checks.real(start_factor=start_factor, end_factor=end_factor)
+        check_epochs("total_iters", total_iters, zero=True)
         if start_factor > 1 or start_factor <= 0:
             raise ValueError(
                 "Starting multiplicative factor expected to be greater than 0 and less or equal "
@@ -54,6 +59,7 @@ class LinearLR(LRScheduler):
 
     def _get_closed_form_lr(self) -> list[Any]:
         # Its last digit is torch's; linear_lr is exact at both ends instead.
-        done = min(self.total_iters, self.last_epoch) / self.total_iters
-        factor = self.start_factor + (self.end_factor - self.start_factor) * done
+        rise = self.end_factor - self.start_factor
+        done = min(self.total_iters, self.last_epoch)
+        factor = self.start_factor + rise * done / self.total_iters
         return [base * factor for base in self.base_lrs]

@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
+from functorch_optim.core import checks
+from functorch_optim.schedules.factory import points
 from functorch_optim.schedules.multi_step import factor_at
 from functorch_optim.stateful.lr_scheduler.base import LRScheduler
 from functorch_optim.stateful.optimizer import Optimizer
@@ -24,7 +26,7 @@ class MultiStepLR(LRScheduler):
       last_epoch: the epoch to go on from; -1 starts anew.
 
     Raises:
-      TypeError: milestones is not iterable; and as LRScheduler.
+      TypeError: milestones is not iterable, or an argument is no number; and as LRScheduler.
       KeyError: as LRScheduler.
     """
 
@@ -35,7 +37,8 @@ class MultiStepLR(LRScheduler):
         gamma: float = 0.1,
         last_epoch: int = -1,
     ):
-        self.milestones = Counter(milestones)
+        checks.real(gamma=gamma)
+        self.milestones = Counter(points("milestones", milestones))
         self.gamma = gamma
         super().__init__(optimizer, last_epoch)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from functorch_optim.stateful.lr_scheduler.lambda_lr import ByFunctions, EpochFunction
+from functorch_optim.stateful.lr_scheduler.lambda_lr import ByFunctions
 
 
 class MultiplicativeLR(ByFunctions):
@@ -21,17 +21,8 @@ class MultiplicativeLR(ByFunctions):
       KeyError: as LRScheduler.
     """
 
-    def _functions(self, given: Any, count: int) -> list[EpochFunction]:
-        functions = super()._functions(given, count)
-        for function in functions:
-            if not callable(function):
-                raise TypeError(
-                    f"lr_lambda should be a function, but got {type(function).__name__}"
-                )
-        return functions
-
     def _rates(self, current: list[Any]) -> list[Any]:
         if self._is_initial:
             return current
         pairs = zip(self.lr_lambdas, current, strict=True)
-        return [lr * function(self.last_epoch) for function, lr in pairs]
+        return [lr * self._factor(function) for function, lr in pairs]

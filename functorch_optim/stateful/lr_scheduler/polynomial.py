@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from functorch_optim.stateful.lr_scheduler.base import LRScheduler
+from functorch_optim.core import checks
+from functorch_optim.stateful.lr_scheduler.base import LRScheduler, check_epochs
 from functorch_optim.stateful.optimizer import Optimizer
 
 
@@ -18,7 +19,9 @@ class PolynomialLR(LRScheduler):
       last_epoch: the epoch to go on from; -1 starts anew.
 
     Raises:
-      TypeError, KeyError: as LRScheduler.
+      ValueError: total_iters is below 0.
+      TypeError: an argument that is no number; and as LRScheduler.
+      KeyError: as LRScheduler.
     """
 
     def __init__(
@@ -28,6 +31,8 @@ class PolynomialLR(LRScheduler):
         power: float = 1.0,
         last_epoch: int = -1,
     ):
+        check_epochs("total_iters", total_iters, zero=True)
+        checks.real(power=power)
         self.total_iters = total_iters
         self.power = power
         super().__init__(optimizer, last_epoch)

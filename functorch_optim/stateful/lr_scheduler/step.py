@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from functorch_optim.core import checks
 from functorch_optim.schedules.step import factor_at
-from functorch_optim.stateful.lr_scheduler.base import LRScheduler
+from functorch_optim.stateful.lr_scheduler.base import LRScheduler, check_epochs
 from functorch_optim.stateful.optimizer import Optimizer
 
 
@@ -17,17 +18,21 @@ class StepLR(LRScheduler):
 
     Args:
       optimizer: the optimizer whose groups are adjusted.
-      step_size: epochs between two multiplications. 0 fails at the first step.
+      step_size: epochs between two multiplications.
       gamma: the factor.
       last_epoch: the epoch to go on from; -1 starts anew.
 
     Raises:
-      TypeError, KeyError: as LRScheduler.
+      ValueError: step_size is not above 0.
+      TypeError: an argument that is no number; and as LRScheduler.
+      KeyError: as LRScheduler.
     """
 
     def __init__(
         self, optimizer: Optimizer, step_size: int, gamma: float = 0.1, last_epoch: int = -1
     ):
+        check_epochs("step_size", step_size)
+        checks.real(gamma=gamma)
         self.step_size = step_size
         self.gamma = gamma
         super().__init__(optimizer, last_epoch)

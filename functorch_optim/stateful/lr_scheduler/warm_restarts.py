@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from functorch_optim.stateful.lr_scheduler.base import LRScheduler
+from functorch_optim.core import checks
+from functorch_optim.stateful.lr_scheduler.base import LRScheduler, check_last_epoch
 from functorch_optim.stateful.optimizer import Optimizer
 
 
@@ -50,6 +51,8 @@ class CosineAnnealingWarmRestarts(LRScheduler):
             raise ValueError(
                 f"Expected float or int eta_min, but got {eta_min} of type {type(eta_min)}"
             )
+        checks.real(eta_min=eta_min)
+        check_last_epoch(last_epoch)
         self.T_0 = T_0
         self.T_i = T_0
         self.T_mult = T_mult
