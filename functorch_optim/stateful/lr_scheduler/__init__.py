@@ -12,6 +12,7 @@ from functorch_optim.stateful.lr_scheduler.constant import ConstantLR
 from functorch_optim.stateful.lr_scheduler.cosine import CosineAnnealingLR
 from functorch_optim.stateful.lr_scheduler.cyclic import CyclicLR
 from functorch_optim.stateful.lr_scheduler.exponential import ExponentialLR
+from functorch_optim.stateful.lr_scheduler.from_schedule import from_schedule
 from functorch_optim.stateful.lr_scheduler.lambda_lr import LambdaLR
 from functorch_optim.stateful.lr_scheduler.linear import LinearLR
 from functorch_optim.stateful.lr_scheduler.multi_step import MultiStepLR
@@ -43,4 +44,5 @@ __all__ = [
     "ReduceLROnPlateau",
     "SequentialLR",
     "StepLR",
+    "from_schedule",
 ]

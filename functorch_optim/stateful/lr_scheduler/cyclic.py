@@ -116,6 +116,11 @@ class CyclicLR(CyclesMomentum):
         bounds = zip(self.base_momentums, self.max_momentums, strict=True)
         return [top - (top - base) * height for base, top in bounds]
 
+    def _described(self) -> dict[str, Any]:
+        up = self.total_size * self.step_ratio
+        shown = {"base_lr": self.base_lrs, "max_lr": self.max_lrs, "step_size_up": up}
+        return shown | {"step_size_down": self.total_size - up} | super()._described()
+
     def _height(self) -> float:
         """How far up the current step is; 1 is the top of the first cycle."""
         # The last digit is torch's; cyclic_lr takes the rest in whole numbers instead.

@@ -40,6 +40,9 @@ class ByFunctions(LRScheduler):
     def _factor(self, function: EpochFunction) -> Any:
         return checks.returned("lr_lambda", function(self.last_epoch))
 
+    def _described(self) -> dict[str, Any]:
+        return {"lr_lambda": self.lr_lambdas} | super()._described()
+
     def state_dict(self) -> dict[str, Any]:
         """As the base class, and "lr_lambdas": for each function its attributes.
 

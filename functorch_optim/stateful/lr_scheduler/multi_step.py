@@ -49,6 +49,9 @@ class MultiStepLR(LRScheduler):
         factor = self.gamma ** self.milestones[self.last_epoch]
         return [lr * factor for lr in current]
 
+    def _described(self) -> dict[str, Any]:
+        return super()._described() | {"milestones": sorted(self.milestones.elements())}
+
     def _get_closed_form_lr(self) -> list[Any]:
         factor = factor_at(self.last_epoch, self.milestones.elements(), self.gamma)
         return [base * factor for base in self.base_lrs]

@@ -97,6 +97,11 @@ class OneCycleLR(CyclesMomentum):
     def _momenta(self) -> list[Any]:
         return self._between("start_momentum", "end_momentum")
 
+    def _described(self) -> dict[str, Any]:
+        tops = [group.get("max_lr") for group in self.optimizer.param_groups]
+        strategy = {"anneal_strategy": self._anneal_func_type}
+        return {"max_lr": tops} | super()._described() | strategy
+
     def _between(self, first: str, last: str) -> list[Any]:
         step = self.last_epoch
         if step > self.total_steps:

@@ -72,5 +72,10 @@ class SWALR(LRScheduler):
             target * now + start * (1 - now) for start, target in zip(starts, targets, strict=True)
         ]
 
+    def _described(self) -> dict[str, Any]:
+        targets = [group.get("swa_lr") for group in self.optimizer.param_groups]
+        strategy = {"anneal_strategy": self._anneal_strategy}
+        return {"swa_lr": targets} | super()._described() | strategy
+
     def _alpha(self, step: int) -> float:
         return anneal(self._anneal_strategy, max(0, min(1, step / max(1, self.anneal_epochs))))
