@@ -113,7 +113,9 @@ def _phases(
 ) -> Schedule:
     """Through the values, one after the other."""
     checks.flag("three_phase", three_phase)
-    if not is_array(pct_start) and not (isinstance(pct_start, float) and 0 <= pct_start <= 1):
+    if is_array(pct_start):
+        checks.real(pct_start=pct_start)
+    elif not isinstance(pct_start, float) or not 0 <= pct_start <= 1:
         raise ValueError(f"Expected float between 0 and 1 pct_start, but got {pct_start}")
     anneal = strategy(anneal_strategy)
     steps_up = pct_start * as_float(total)
