@@ -117,7 +117,7 @@ class CyclicLR(CyclesMomentum):
         return [top - (top - base) * height for base, top in bounds]
 
     def _described(self) -> dict[str, Any]:
-        up = self.total_size * self.step_ratio
+        up = round(self.total_size * self.step_ratio, 6)  # what was given, but for rounding
         shown = {"base_lr": self.base_lrs, "max_lr": self.max_lrs, "step_size_up": up}
         return shown | {"step_size_down": self.total_size - up} | super()._described()
 
