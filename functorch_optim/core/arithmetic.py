@@ -32,8 +32,13 @@ def float_dtype() -> np.dtype:
 
 
 def as_float(x: Any) -> Any:
-    """A number as it is; an array (a step count, say) as the widest float in use."""
-    return x if is_number(x) else jnp.asarray(x).astype(float_dtype())
+    """A number as it is; an array (a step count, say) as the widest float in use.
+
+    A whole number that no int32 holds is a float: beside an array it would overflow.
+    """
+    if is_number(x):
+        return float(x) if isinstance(x, int) and not -(2**31) <= x < 2**31 else x
+    return jnp.asarray(x).astype(float_dtype())
 
 
 def align(*xs: Any) -> tuple[Any, ...]:
@@ -58,13 +63,59 @@ def _either(on_numbers: Callable[..., Any], on_arrays: Callable[..., Any]) -> Ca
     return function
 
 
-minimum = _either(min, jnp.minimum)
-maximum = _either(max, jnp.maximum)
-quotient = _either(operator.floordiv, operator.floordiv)
-remainder = _either(operator.mod, operator.mod)
-subtract = _either(operator.sub, operator.sub)
-at_least = _either(operator.ge, operator.ge)
-equal = _either(operator.eq, operator.eq)
+def _of_counts(
+    on_numbers: Callable[..., Any],
+    on_arrays: Callable[..., Any],
+    count_and_far: Callable[..., Any] | None = None,
+    far_and_count: Callable[..., Any] | None = None,
+) -> Callable[..., Any]:
+    """Of two numbers, one of which may be a whole number that the other's integers do not reach.
+
+    A count inside jit has 32 bits, a length that the user writes has as many as it needs. What is
+    beyond every count is handled by a function of its own, or else in floats.
+    """
+    plain = _either(on_numbers, on_arrays)
+
+    def in_floats(x: Any, y: Any) -> Any:
+        return plain(as_float(x), as_float(y))
+
+    def function(x: Any, y: Any) -> Any:
+        if _is_beyond(y, x):
+            return (count_and_far or in_floats)(x, y)
+        if _is_beyond(x, y):
+            return (far_and_count or in_floats)(x, y)
+        return plain(x, y)
+
+    return function
+
+
+def _is_beyond(x: Any, count: Any) -> bool:
+    if not isinstance(x, int) or is_number(count) or not _is_whole(count):
+        return False
+    return x > int(jnp.iinfo(jnp.result_type(count)).max)
+
+
+def _far_minus_count(far: int, count: Any) -> Any:
+    # Of two parts that are not negative, the first exact: nothing is lost where they are close.
+    last = int(jnp.iinfo(jnp.result_type(count)).max)
+    left = as_float(last - jnp.maximum(count, 0)) - as_float(jnp.minimum(count, 0))
+    return left + float(far - last)
+
+
+def _always(answer: bool) -> Callable[..., Any]:
+    return lambda x, y: jnp.full(jnp.shape(y if is_number(x) else x), answer)
+
+
+minimum = _of_counts(min, jnp.minimum, lambda count, far: count, lambda far, count: count)
+maximum = _of_counts(max, jnp.maximum)
+# A count is not negative: all of it is left, and no whole part.
+quotient = _of_counts(operator.floordiv, operator.floordiv, lambda count, far: count * 0)
+remainder = _of_counts(operator.mod, operator.mod, lambda count, far: count)
+subtract = _of_counts(
+    operator.sub, operator.sub, lambda count, far: -_far_minus_count(far, count), _far_minus_count
+)
+at_least = _of_counts(operator.ge, operator.ge, _always(False), _always(True))
+equal = _of_counts(operator.eq, operator.eq, _always(False), _always(False))
 cos = _either(math.cos, jnp.cos)
 sin = _either(math.sin, jnp.sin)
 exp = _either(math.exp, jnp.exp)

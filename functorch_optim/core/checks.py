@@ -5,6 +5,7 @@ Only plain numbers are checked: the value of an array or of a schedule is not kn
 
 from __future__ import annotations
 
+import numbers
 from typing import Any
 
 import jax
@@ -123,3 +124,50 @@ def averages(betas: Any) -> None:
         kind(f"betas[{index}]", beta)
         if is_number(beta) and not 0.0 <= beta < 1.0:
             raise ValueError(f"Invalid beta parameter at index {index}: {beta}")
+
+
+def real(**arguments: Any) -> None:
+    """Checks arguments that are real numbers or arrays of such, in the order given.
+
+    Raises:
+      TypeError: one is neither. ValueError: one is NaN.
+    """
+    for name, value in arguments.items():
+        if isinstance(value, np.generic):
+            is_real = jnp.issubdtype(value.dtype, jnp.floating) or isinstance(
+                value, np.integer | np.bool_
+            )
+        else:
+            is_real = isinstance(value, numbers.Real) or (not is_number(value) and _is_real(value))
+        if not is_real:
+            raise TypeError(
+                f"{name} should be a number or an array, but got {value!r} of type "
+                f"{type(value).__name__}"
+            )
+        if is_number(value) and value != value:
+            raise ValueError(f"{name} should be a number, but is {value}")
+
+
+def function(name: str, value: Any, of: str = "the step count") -> None:
+    """Raises TypeError for what cannot be called."""
+    if not callable(value):
+        raise TypeError(
+            f"{name} should be a function of {of}, but got {value!r} of type {type(value).__name__}"
+        )
+
+
+def returned(name: str, value: Any) -> Any:
+    """What a function of the user's returned, if that is a real number or an array of such.
+
+    Raises:
+      TypeError: it is something else: `None` of a function that forgot its return.
+    """
+    is_array = isinstance(value, jax.Array | np.ndarray)
+    if not (is_array and value.dtype == bool):
+        kind = numbers.Real | np.generic
+        if not _is_real(value) or (not is_array and not isinstance(value, kind)):
+            raise TypeError(
+                f"{name} should return a number or an array, but returned {value!r} of type "
+                f"{type(value).__name__}"
+            )
+    return value

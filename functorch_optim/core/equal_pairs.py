@@ -61,6 +61,6 @@ def _holds_arrays(x: Any) -> bool:
 
 def _marked(built: T) -> T:
     for part in built if isinstance(built, tuple) else (built,):
-        if inspect.isfunction(part):
-            part.__dict__["built_of_arrays"] = True
+        if inspect.isfunction(part) or hasattr(type(part), "built_of_arrays"):
+            setattr(part, "built_of_arrays", True)  # noqa: B010  # a type checker knows no such field
     return built

@@ -38,6 +38,6 @@ STRATEGIES = {"cos": along_cosine, "linear": along_line}
 
 def strategy(name: str) -> Callable[..., Any]:
     """The function of a torch `anneal_strategy`; ValueError in torch's words for another name."""
-    if name not in STRATEGIES:
+    if not isinstance(name, str) or name not in STRATEGIES:
         raise ValueError(f"anneal_strategy must be one of 'cos' or 'linear', instead got {name}")
     return STRATEGIES[name]

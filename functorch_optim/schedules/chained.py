@@ -9,9 +9,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from functorch_optim.core.arithmetic import as_float
 from functorch_optim.core.pair import Schedule
-from functorch_optim.schedules.factory import schedule_factory
+from functorch_optim.schedules.factory import members, result, schedule_factory
 
 
 @schedule_factory
@@ -27,13 +26,15 @@ def chained(schedules: Sequence[Schedule]) -> Schedule:
 
     Raises:
       ValueError: no schedule.
+      TypeError: one is not a function, or returns something else than a number or an array.
     """
+    schedules = members("schedules", schedules)
     if not schedules:
         raise ValueError(
             "ChainedScheduler expects at least one scheduler to be chained, but got no scheduler."
         )
 
     def schedule(count: Any) -> Any:
-        return math.prod(as_float(part(count)) for part in schedules)
+        return math.prod(result(f"schedules[{k}]", part(count)) for k, part in enumerate(schedules))
 
     return schedule

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from functorch_optim.core.arithmetic import remainder, subtract
+from functorch_optim.core import checks
+from functorch_optim.core.arithmetic import equal, quotient, remainder, where
 from functorch_optim.core.pair import Number, Schedule
 from functorch_optim.schedules.annealing import along_cosine
 from functorch_optim.schedules.factory import check_length, schedule_factory
@@ -29,11 +30,15 @@ def cosine_annealing_lr(lr: Number, T_max: Number, eta_min: Number = 0.0) -> Sch
     Raises:
       ValueError: T_max is not a positive integer.
     """
+    checks.real(lr=lr, eta_min=eta_min)
     check_length("T_max", T_max)
 
     def schedule(count: Any) -> Any:
-        # Reduced in whole numbers where both are, which keeps float32 accurate late.
-        before_or_after = abs(subtract(T_max, remainder(count, 2 * T_max)))
-        return along_cosine(lr, eta_min, subtract(T_max, before_or_after), T_max)
+        # Reduced in whole numbers where both are, which keeps float32 accurate late. Falls and
+        # rises are told apart by their number: a whole period may not fit into an int32.
+        count = abs(count)
+        within, rises = remainder(count, T_max), equal(remainder(quotient(count, T_max), 2), 1)
+        falling = along_cosine(lr, eta_min, within, T_max)
+        return where(rises, along_cosine(eta_min, lr, within, T_max), falling)
 
     return schedule

@@ -12,9 +12,11 @@ Smith, "Cyclical Learning Rates for Training Neural Networks", WACV 2017.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
+from functorch_optim.core import checks
 from functorch_optim.core.arithmetic import (
     as_float,
     at_least,
@@ -25,7 +27,7 @@ from functorch_optim.core.arithmetic import (
     where,
 )
 from functorch_optim.core.pair import Number, Schedule
-from functorch_optim.schedules.factory import is_array, schedule_factory
+from functorch_optim.schedules.factory import is_array, result, schedule_factory
 
 Scale = Callable[[Any], Any]
 
@@ -57,6 +59,7 @@ def cyclic_lr(
     Raises:
       ValueError: mode is unknown and there is no scale_fn, or a step size is not above 0.
     """
+    checks.real(base_lr=base_lr, max_lr=max_lr)
     return _triangles(
         base_lr, max_lr, step_size_up, step_size_down, _scale(mode, gamma, scale_fn, scale_mode)
     )
@@ -90,6 +93,7 @@ def cyclic_momentum(
     Raises:
       ValueError: as in `cyclic_lr`.
     """
+    checks.real(base_momentum=base_momentum, max_momentum=max_momentum)
     scale = _scale(mode, gamma, scale_fn, scale_mode)
     return _triangles(max_momentum, base_momentum, step_size_up, step_size_down, scale)
 
@@ -112,22 +116,27 @@ def _triangles(base: Any, top: Any, up: Any, down: Any, scale: Callable[..., Any
 def _step_size(name: str, size: Any) -> Any:
     """The size, whole if it can be: whole numbers are exact at any count."""
     if is_array(size):
+        checks.real(**{name: size})
         return size
-    if not isinstance(size, float | int) or not size > 0:
+    if not isinstance(size, float | int) or not 0 < size < math.inf:
         raise ValueError(f"Expected positive {name}, but got {size}")
     return int(size) if size == int(size) else size
 
 
 def _scale(mode: str, gamma: Any, scale_fn: Scale | None, scale_mode: str) -> Callable[..., Any]:
+    checks.real(gamma=gamma)
+    if not isinstance(scale_mode, str) or scale_mode not in ("cycle", "iterations"):
+        raise ValueError(f'scale_mode should be "cycle" or "iterations", but got {scale_mode!r}')
     if scale_fn is not None:
+        checks.function("scale_fn", scale_fn)
         if scale_mode == "cycle":
-            return lambda count, cycle: as_float(scale_fn(cycle + 1))
-        return lambda count, cycle: as_float(scale_fn(count))
+            return lambda count, cycle: result("scale_fn", scale_fn(cycle + 1))
+        return lambda count, cycle: result("scale_fn", scale_fn(count))
     scales: dict[str, Callable[..., Any]] = {
         "triangular": lambda count, cycle: 1.0,
         "triangular2": lambda count, cycle: power(0.5, cycle),
         "exp_range": lambda count, cycle: power(gamma, count),
     }
-    if mode not in scales:
+    if not isinstance(mode, str) or mode not in scales:
         raise ValueError("mode is invalid and scale_fn is None")
     return scales[mode]

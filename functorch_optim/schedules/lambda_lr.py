@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from functorch_optim.core.arithmetic import as_float
+from functorch_optim.core import checks
 from functorch_optim.core.pair import Number, Schedule
-from functorch_optim.schedules.factory import schedule_factory
+from functorch_optim.schedules.factory import result, schedule_factory
 
 
 @schedule_factory
@@ -23,10 +23,11 @@ def lambda_lr(lr: Number, lr_lambda: Callable[[Any], Any]) -> Schedule:
         there, not `if`.
 
     Raises:
-      TypeError: lr_lambda is not a function.
+      TypeError: lr_lambda is not a function, or returns something else than a number or an array.
     """
+    checks.real(lr=lr)
     check_function(lr_lambda)
-    return lambda count: lr * as_float(lr_lambda(count))
+    return lambda count: lr * result("lr_lambda", lr_lambda(count))
 
 
 def check_function(lr_lambda: Any) -> None:

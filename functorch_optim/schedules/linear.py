@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from functorch_optim.core import checks
 from functorch_optim.core.arithmetic import is_number, minimum
 from functorch_optim.core.pair import Number, Schedule
 from functorch_optim.schedules.annealing import along_line
@@ -30,6 +31,7 @@ def linear_lr(
       ValueError: start_factor is not in (0, 1], end_factor not in [0, 1], or total_iters is not a
         positive integer.
     """
+    checks.real(lr=lr, start_factor=start_factor, end_factor=end_factor)
     if is_number(start_factor) and not 0 < start_factor <= 1:
         raise ValueError(
             "Starting multiplicative factor expected to be greater than 0 and less or equal to 1."

@@ -5,14 +5,15 @@ value(count) = lr * gamma ** (the number of milestones at or below count)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
 
+from functorch_optim.core import checks
 from functorch_optim.core.arithmetic import at_least, power, where
 from functorch_optim.core.pair import Number, Schedule
-from functorch_optim.schedules.factory import schedule_factory
+from functorch_optim.schedules.factory import points, schedule_factory
 
 
 @schedule_factory
@@ -26,9 +27,12 @@ def multi_step_lr(
       milestones: counts in any order, or an array of them; one that is there twice counts twice.
       gamma: the factor.
     """
+    checks.real(lr=lr, gamma=gamma)
+    milestones = points("milestones", milestones)
+    return lambda count: lr * factor_at(count, milestones, gamma)
 
-    def schedule(count: Any) -> Any:
-        passed = sum(where(at_least(count, milestone), 1, 0) for milestone in milestones)
-        return lr * power(gamma, passed)
 
-    return schedule
+def factor_at(count: Any, milestones: Iterable[Any], gamma: Any) -> Any:
+    """What the learning rate is multiplied by at a count."""
+    passed = sum(where(at_least(count, milestone), 1, 0) for milestone in milestones)
+    return power(gamma, passed)

@@ -12,9 +12,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from functorch_optim.core import checks
 from functorch_optim.core.arithmetic import as_float, is_number
 from functorch_optim.core.pair import Number, Schedule
-from functorch_optim.schedules.factory import schedule_factory
+from functorch_optim.schedules.factory import result, schedule_factory
 from functorch_optim.schedules.lambda_lr import check_function
 
 BLOCK = 1024  # factors at a time
@@ -35,20 +36,24 @@ def multiplicative_lr(lr: Number, lr_lambda: Callable[[Any], Any]) -> Schedule:
     Raises:
       TypeError: lr_lambda is not a function.
     """
+    checks.real(lr=lr)
     check_function(lr_lambda)
+
+    def factor(step: Any) -> Any:
+        return result("lr_lambda", lr_lambda(step))
 
     def product(count: Any) -> Any:
         def block(index: Any, so_far: Any) -> Any:
-            steps = index * BLOCK + 1 + jnp.arange(BLOCK, dtype=count.dtype)
-            factors = as_float(jnp.asarray(jax.vmap(lr_lambda)(steps)))
-            return so_far * jnp.prod(jnp.where(steps <= count, factors, 1.0))
+            before = index * BLOCK + jnp.arange(BLOCK, dtype=count.dtype)
+            factors = jax.vmap(factor)(jnp.minimum(before, count - 1) + 1)
+            return so_far * jnp.prod(jnp.where(before < count, factors, 1.0))
 
-        blocks = (count + (BLOCK - 1)) // BLOCK
+        blocks = count // BLOCK + jnp.minimum(count % BLOCK, 1)
         return jax.lax.fori_loop(0, blocks, block, as_float(jnp.ones(())))
 
     def schedule(count: Any) -> Any:
         if is_number(count):
-            return lr * math.prod(lr_lambda(step) for step in range(1, int(count) + 1))
+            return lr * math.prod(factor(step) for step in range(1, int(count) + 1))
         return lr * jnp.vectorize(product)(count.astype(int))
 
     return schedule

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from functorch_optim.core import checks
 from functorch_optim.core.arithmetic import as_float, at_least, is_number, subtract, where
 from functorch_optim.core.pair import Number, Schedule
 from functorch_optim.schedules.annealing import strategy
@@ -54,6 +55,7 @@ def one_cycle_lr(
         [0, 1] or anneal_strategy is unknown; and, when the schedule is called, a number above
         total_steps.
     """
+    checks.real(max_lr=max_lr, div_factor=div_factor, final_div_factor=final_div_factor)
     first = max_lr / div_factor
     values = (first, max_lr, *((first,) if three_phase else ()), first / final_div_factor)
     total = _total(total_steps, epochs, steps_per_epoch)
@@ -88,6 +90,7 @@ def one_cycle_momentum(
     Raises:
       ValueError: as in `one_cycle_lr`.
     """
+    checks.real(base_momentum=base_momentum, max_momentum=max_momentum)
     rest = (max_momentum,) * (2 if three_phase else 1)
     total = _total(total_steps, epochs, steps_per_epoch)
     values = (max_momentum, base_momentum, *rest)
@@ -109,7 +112,10 @@ def _phases(
     values: tuple[Any, ...], total: Any, pct_start: Any, anneal_strategy: str, three_phase: bool
 ) -> Schedule:
     """Through the values, one after the other."""
-    if not is_array(pct_start) and not (isinstance(pct_start, float) and 0 <= pct_start <= 1):
+    checks.flag("three_phase", three_phase)
+    if is_array(pct_start):
+        checks.real(pct_start=pct_start)
+    elif not isinstance(pct_start, float) or not 0 <= pct_start <= 1:
         raise ValueError(f"Expected float between 0 and 1 pct_start, but got {pct_start}")
     anneal = strategy(anneal_strategy)
     steps_up = pct_start * as_float(total)

@@ -6,9 +6,10 @@ value(count) = schedule(floor(count / steps_per_epoch))    or, fractional,
 
 from __future__ import annotations
 
+from functorch_optim.core import checks
 from functorch_optim.core.arithmetic import as_float, quotient
 from functorch_optim.core.pair import Number, Schedule
-from functorch_optim.schedules.factory import check_length, schedule_factory
+from functorch_optim.schedules.factory import check_length, result, schedule_factory
 
 
 @schedule_factory
@@ -24,7 +25,11 @@ def per_epoch(schedule: Schedule, steps_per_epoch: Number, fractional: bool = Fa
     Raises:
       ValueError: steps_per_epoch is not a positive integer.
     """
+    checks.function("schedule", schedule, "the number of epochs")
+    checks.flag("fractional", fractional)
     check_length("steps_per_epoch", steps_per_epoch)
     if fractional:
-        return lambda count: schedule(as_float(count) / as_float(steps_per_epoch))
-    return lambda count: schedule(quotient(count, steps_per_epoch))
+        return lambda count: result(
+            "schedule", schedule(as_float(count) / as_float(steps_per_epoch))
+        )
+    return lambda count: result("schedule", schedule(quotient(count, steps_per_epoch)))

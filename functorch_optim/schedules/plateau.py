@@ -14,7 +14,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from functorch_optim.core import checks
 from functorch_optim.core.arithmetic import at_least, float_dtype, is_number, maximum, where
 from functorch_optim.core.equal_pairs import value_equal
 from functorch_optim.core.pair import Number, Scalar
@@ -82,14 +84,13 @@ def reduce_lr_on_plateau(
       A pair: `init() -> state`, `update(metric, state) -> (lr, state)`.
 
     Raises:
-      ValueError: factor is not below 1, or a mode is unknown.
+      ValueError: factor is not below 1, patience or cooldown is below 0, or a mode is unknown.
+      TypeError: an argument that should be a number is none.
     """
-    if is_number(factor) and factor >= 1.0:
-        raise ValueError("Factor should be < 1.0.")
-    if mode not in ("min", "max"):
-        raise ValueError(f"mode {mode} is unknown!")
-    if threshold_mode not in ("rel", "abs"):
-        raise ValueError(f"threshold mode {threshold_mode} is unknown!")
+    checks.real(lr=lr, min_lr=min_lr)
+    check_limits(mode, factor, patience, threshold, threshold_mode, cooldown, eps)
+    if is_number(cooldown):
+        cooldown = min(cooldown, jnp.iinfo(jnp.int32).max)
     sign = 1 if mode == "max" else -1
 
     def init() -> PlateauState:
@@ -99,7 +100,7 @@ def reduce_lr_on_plateau(
         return PlateauState(jnp.array(lr, float_dtype()), best, *counts)
 
     def update(metric: Any, state: PlateauState) -> tuple[jax.Array, PlateauState]:
-        current = jnp.asarray(metric, float_dtype()).reshape(())
+        current = one_metric("metric", metric)
         margin = sign * jnp.asarray(threshold, float_dtype())
         bar = state.best * (1 + margin) if threshold_mode == "rel" else state.best + margin
         better = sign * current > sign * bar
@@ -119,3 +120,39 @@ def reduce_lr_on_plateau(
         return state.lr, state
 
     return Plateau(init, update)
+
+
+def check_limits(
+    mode: Any, factor: Any, patience: Any, threshold: Any, threshold_mode: Any, *others: Any
+) -> None:
+    """Checks what says when and how a learning rate falls; others are the cooldown and eps.
+
+    Raises:
+      TypeError: one is neither a number nor an array.
+      ValueError: factor is not below 1, patience or cooldown is below 0, or a mode is unknown.
+    """
+    cooldown, eps = others
+    checks.real(factor=factor, patience=patience, threshold=threshold, cooldown=cooldown, eps=eps)
+    if is_number(factor) and factor >= 1.0:
+        raise ValueError("Factor should be < 1.0.")
+    checks.not_negative(patience=patience, cooldown=cooldown)
+    if not isinstance(mode, str) or mode not in ("min", "max"):
+        raise ValueError(f"mode {mode} is unknown!")
+    if not isinstance(threshold_mode, str) or threshold_mode not in ("rel", "abs"):
+        raise ValueError(f"threshold mode {threshold_mode} is unknown!")
+
+
+def one_metric(name: str, value: Any) -> jax.Array:
+    """A measured number, from an array of one element of any shape too.
+
+    Raises:
+      TypeError: it is no number. ValueError: it is an array of several.
+    """
+    if hasattr(value, "__array__") and not isinstance(value, jax.Array | np.ndarray | np.generic):
+        value = np.asarray(value)  # a Parameter, say
+    checks.number_or_array(name, value)
+    if np.size(value) != 1:
+        raise ValueError(
+            f"{name} should be one number, but got an array of shape {np.shape(value)}"
+        )
+    return jnp.asarray(value).astype(float_dtype()).reshape(())

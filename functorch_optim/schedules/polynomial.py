@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from functorch_optim.core import arithmetic
-from functorch_optim.core.arithmetic import as_float, equal, minimum, subtract, where
+from functorch_optim.core import arithmetic, checks
+from functorch_optim.core.arithmetic import as_float, equal, is_number, minimum, subtract, where
 from functorch_optim.core.pair import Number, Schedule
 from functorch_optim.schedules.factory import check_length, schedule_factory
+
+# XLA takes the power of both sides of a quotient, and those of longer ones are infinite.
+FAR = 2**40
 
 
 @schedule_factory
@@ -25,6 +28,7 @@ def polynomial_lr(lr: Number, total_iters: Number = 5, power: Number = 1.0) -> S
     Raises:
       ValueError: total_iters is not a positive integer.
     """
+    checks.real(lr=lr, power=power)
     check_length("total_iters", total_iters)
 
     def schedule(count: Any) -> Any:
@@ -32,6 +36,8 @@ def polynomial_lr(lr: Number, total_iters: Number = 5, power: Number = 1.0) -> S
         # 0 is left out of the power, whose derivative there may be infinite.
         over = equal(left, 0)
         base = as_float(where(over, 1, left)) / as_float(total_iters)
+        if not is_number(base) and is_number(total_iters) and total_iters > FAR:
+            base = 1.0 - as_float(count) / as_float(total_iters)
         at_end = where(equal(power, 0), 1.0, 0.0)
         return lr * where(over, at_end, arithmetic.power(base, power))
 

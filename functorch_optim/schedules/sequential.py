@@ -10,7 +10,7 @@ from typing import Any
 
 from functorch_optim.core.arithmetic import at_least, is_number, maximum, subtract, where
 from functorch_optim.core.pair import Number, Schedule
-from functorch_optim.schedules.factory import schedule_factory
+from functorch_optim.schedules.factory import members, points, result, schedule_factory
 
 
 @schedule_factory
@@ -24,7 +24,8 @@ def sequential_lr(schedules: Sequence[Schedule], milestones: Sequence[Number]) -
     Raises:
       ValueError: no schedule, or not one milestone fewer than schedules.
     """
-    schedules, milestones = tuple(schedules), tuple(milestones)  # an array of milestones, too
+    schedules = members("schedules", schedules)
+    milestones = points("milestones", milestones)
     if not schedules:
         raise ValueError("SequentialLR expects at least one scheduler, but got no scheduler.")
     if len(schedules) != len(milestones) + 1:
@@ -34,16 +35,19 @@ def sequential_lr(schedules: Sequence[Schedule], milestones: Sequence[Number]) -
             f"number of milestones to be equal to {len(milestones)}"
         )
 
+    def part(index: int, count: Any) -> Any:
+        return result(f"schedules[{index}]", schedules[index](count))
+
     def schedule(count: Any) -> Any:
         if all(is_number(x) for x in (count, *milestones)):
             begins = (0, *milestones)
             active = max(k for k, begin in enumerate(begins) if k == 0 or count >= begin)
-            return schedules[active](count - begins[active])
-        value = schedules[0](count)
-        for following, milestone in zip(schedules[1:], milestones, strict=True):
+            return part(active, count - begins[active])
+        value = part(0, count)
+        for index, milestone in enumerate(milestones, 1):
             # A schedule that has not begun is asked for its start, never for a negative count.
             since = maximum(subtract(count, milestone), 0)
-            value = where(at_least(count, milestone), following(since), value)
+            value = where(at_least(count, milestone), part(index, since), value)
         return value
 
     return schedule

@@ -8,6 +8,7 @@ Izmailov et al., "Averaging Weights Leads to Wider Optima and Better Generalizat
 
 from __future__ import annotations
 
+from functorch_optim.core import checks
 from functorch_optim.core.arithmetic import minimum
 from functorch_optim.core.pair import Number, Schedule
 from functorch_optim.schedules.annealing import strategy
@@ -32,7 +33,10 @@ def swa_lr(
     Raises:
       ValueError: anneal_epochs is not a non-negative integer, or anneal_strategy is unknown.
     """
+    checks.real(lr=lr, swa_lr=swa_lr)
     anneal = strategy(anneal_strategy)
-    if not is_array(anneal_epochs) and (not isinstance(anneal_epochs, int) or anneal_epochs < 0):
+    if is_array(anneal_epochs):
+        checks.real(anneal_epochs=anneal_epochs)
+    elif not isinstance(anneal_epochs, int) or anneal_epochs < 0:
         raise ValueError(f"anneal_epochs must be equal or greater than 0, got {anneal_epochs}")
     return lambda count: anneal(lr, swa_lr, minimum(count, anneal_epochs), anneal_epochs)

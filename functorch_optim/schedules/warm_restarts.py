@@ -14,10 +14,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from functorch_optim.core import checks
 from functorch_optim.core.arithmetic import align, as_float, float_dtype, is_number, remainder
 from functorch_optim.core.pair import Number, Schedule
 from functorch_optim.schedules.annealing import along_cosine
-from functorch_optim.schedules.factory import check_length, is_array, schedule_factory
+from functorch_optim.schedules.factory import FOREVER, check_length, is_array, schedule_factory
 
 
 @schedule_factory
@@ -39,13 +40,17 @@ def cosine_annealing_warm_restarts(
       ValueError: T_0 or T_mult is not a positive integer or eta_min is not a number; and, when the
         schedule is called, a number below 0.
     """
+    checks.real(lr=lr)
     check_length("T_0", T_0)
-    if not is_array(T_mult) and (not isinstance(T_mult, int) or T_mult < 1):
+    if is_array(T_mult):
+        checks.real(T_mult=T_mult)
+    elif not isinstance(T_mult, int) or T_mult < 1:
         raise ValueError(f"Expected integer T_mult >= 1, but got {T_mult}")
     if not is_array(eta_min) and not isinstance(eta_min, float | int):
         raise ValueError(
             f"Expected float or int eta_min, but got {eta_min} of type {type(eta_min)}"
         )
+    checks.real(eta_min=eta_min)
 
     def schedule(count: Any) -> Any:
         if is_number(count) and count < 0:
@@ -65,10 +70,15 @@ def _place_in_cycle(count: Any, first: Any, factor: Any) -> tuple[Any, Any]:
             count, first = count - first, first * factor
         return count, first
     dtype = jnp.result_type(*(x for x in (count, first, factor) if is_array(x)))
+    by_numbers = is_number(first) and is_number(factor)
+    if jnp.issubdtype(dtype, jnp.integer) and not by_numbers:
+        plain = [x for x in (count, first, factor) if is_number(x)]
+        if any(x > jnp.iinfo(dtype).max for x in plain):
+            dtype = float_dtype()  # beside an array, a number that its integers do not reach
     whole = jnp.issubdtype(dtype, jnp.integer)
     longest = jnp.iinfo(dtype).max if whole else 2.0**62
     count = jnp.asarray(count, dtype)
-    if is_number(first) and is_number(factor):
+    if by_numbers:
         table = _table_of_numbers(first, factor, longest)
     else:
         first, factor = jnp.asarray(first, dtype), jnp.asarray(factor, dtype)
@@ -85,8 +95,8 @@ def _table_of_numbers(first: Any, factor: Any, longest: Any) -> tuple[Any, Any]:
     begins, lengths = [0], [first]
     while begins[-1] + lengths[-1] <= longest:
         begins.append(begins[-1] + lengths[-1])
-        lengths.append(lengths[-1] * factor)
-    return begins, lengths
+        lengths.append(min(lengths[-1] * factor, FOREVER))
+    return begins, list(map(float, lengths))
 
 
 def _table_of_arrays(first: Any, factor: Any, longest: Any) -> tuple[Any, Any]:

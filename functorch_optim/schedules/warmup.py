@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from functorch_optim.core import checks
 from functorch_optim.core.arithmetic import at_least, is_number, maximum, minimum, subtract, where
 from functorch_optim.core.pair import Number, Schedule
 from functorch_optim.schedules.annealing import along_line
-from functorch_optim.schedules.factory import check_length, schedule_factory
+from functorch_optim.schedules.factory import check_length, result, schedule_factory
 
 
 @schedule_factory
@@ -30,13 +31,15 @@ def warmup(schedule: Schedule, steps: Number, start_factor: Number = 0.0) -> Sch
     Raises:
       ValueError: steps is not a non-negative integer, or start_factor is below 0.
     """
+    checks.function("schedule", schedule)
+    checks.real(start_factor=start_factor)
     check_length("steps", steps, least=0)
     if is_number(start_factor) and not start_factor >= 0:
         raise ValueError(f"Expected non-negative start_factor, but got {start_factor}")
 
     def warmed(count: Any) -> Any:
         # Before its turn the schedule is asked for its first value.
-        value = schedule(maximum(subtract(count, steps), 0))
+        value = result("schedule", schedule(maximum(subtract(count, steps), 0)))
         factor = along_line(start_factor, 1.0, minimum(count, steps), steps)
         return where(at_least(count, steps), value, value * factor)
 

@@ -12,7 +12,7 @@ from functorch_optim.core.arithmetic import float_dtype
 from functorch_optim.core.equal_pairs import value_equal
 from functorch_optim.core.pair import GradientTransformation, Number, Params, Scalar, Updates
 from functorch_optim.schedules.factory import check_length
-from functorch_optim.schedules.plateau import PlateauState, reduce_lr_on_plateau
+from functorch_optim.schedules.plateau import PlateauState, one_metric, reduce_lr_on_plateau
 
 
 class ScaleByPlateauState(NamedTuple):
@@ -75,7 +75,7 @@ def scale_by_plateau(
     ) -> tuple[Updates, ScaleByPlateauState]:
         checks.state("scale_by_plateau", ScaleByPlateauState, state)
         checks.given("scale_by_plateau", "value", value, "the scale depends on a metric")
-        total = state.value_sum + jnp.asarray(value, float_dtype()).reshape(())
+        total = state.value_sum + one_metric("value", value)
         full = state.value_count + 1 >= epoch_size
         _, after = plateau.update(total / epoch_size, state.plateau)
         after = jax.tree.map(lambda new, old: jnp.where(full, new, old), after, state.plateau)

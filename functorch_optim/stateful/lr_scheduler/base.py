@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
+from functorch_optim.core import checks
+from functorch_optim.core.arithmetic import is_number
 from functorch_optim.stateful.lr_scheduler.group_values import as_rates, copied, like
 from functorch_optim.stateful.lr_scheduler.warn import (
     ASK_FOR_THE_LAST,
@@ -49,7 +52,8 @@ class LRScheduler:
       last_epoch: the epoch whose learning rates were set last.
 
     Raises:
-      TypeError: optimizer is not an Optimizer.
+      TypeError: optimizer is not an Optimizer, or last_epoch is no number.
+      ValueError: last_epoch is below -1.
       KeyError: last_epoch is not -1 and a group has no `initial_lr`.
         Whatever a construction or a step raises, the groups and the scheduler are unchanged then.
     """
@@ -62,6 +66,7 @@ class LRScheduler:
 
     def __init__(self, optimizer: Optimizer, last_epoch: int = -1):
         self.optimizer = checked_optimizer(optimizer)
+        check_last_epoch(last_epoch)
         with self._unchanged_on_error():
             groups = optimizer.param_groups
             self._prepare(groups, anew=last_epoch == -1)
@@ -124,11 +129,20 @@ class LRScheduler:
                 own[name] = as_rates(own[name])
         self.__dict__.update(own)
 
+    def __repr__(self) -> str:
+        words = [f"{name}={value!r}" for name, value in self._described().items()]
+        return f"{type(self).__name__}({', '.join(words)})"
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         _mark_steps(self.optimizer)  # a copied or unpickled optimizer has its plain step
 
     # For subclasses.
+
+    def _described(self) -> dict[str, Any]:
+        """The arguments to show: those of the construction that are kept under their own names."""
+        names = inspect.signature(type(self)).parameters
+        return {k: vars(self)[k] for k in names if k in vars(self) and k != "optimizer"}
 
     def _prepare(self, groups: list[Group], anew: bool) -> None:
         """Sets values of the groups before all else. They are undone if the construction fails."""
@@ -219,6 +233,28 @@ def checked_optimizer(optimizer: Any) -> Optimizer:
                 "scheduler cannot adjust. Give the optimizer a number, or leave out the scheduler."
             )
     return optimizer
+
+
+def check_last_epoch(last_epoch: Any) -> None:
+    """Raises for what is no epoch to go on from, or -1.
+
+    Raises:
+      TypeError: it is no number. ValueError: it is below -1.
+    """
+    checks.real(last_epoch=last_epoch)
+    if is_number(last_epoch) and not last_epoch >= -1:
+        raise ValueError(f"last_epoch should be -1 or an epoch from 0 on, but is {last_epoch}")
+
+
+def check_epochs(name: str, value: Any, zero: bool = False) -> None:
+    """Raises for what is no number of epochs. As in torch it need not be whole.
+
+    Raises:
+      TypeError: it is no number. ValueError: it is below 0, or 0 unless `zero`.
+    """
+    checks.real(**{name: value})
+    if is_number(value) and not (value >= 0 if zero else value > 0):
+        raise ValueError(f"{name} should be {'at least' if zero else 'above'} 0, but is {value}")
 
 
 def _mark_steps(optimizer: Optimizer) -> None:

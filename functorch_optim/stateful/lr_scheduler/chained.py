@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from functorch_optim.stateful.lr_scheduler.base import LRScheduler
 from functorch_optim.stateful.lr_scheduler.composite import Composite
@@ -43,6 +44,9 @@ class ChainedScheduler(Composite):
             for scheduler in self._schedulers:
                 scheduler.step()
             self._remember()
+
+    def _described(self) -> dict[str, Any]:
+        return {"schedulers": self._schedulers}
 
     def _begin(self) -> None:
         for scheduler in self._schedulers:

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from types import FunctionType
 from typing import Any
 
-from functorch_optim.stateful.lr_scheduler.base import Group, checked_optimizer
+from functorch_optim.core import checks
+from functorch_optim.stateful.lr_scheduler.base import Group, check_epochs, checked_optimizer
 from functorch_optim.stateful.lr_scheduler.group_values import like, per_group
 from functorch_optim.stateful.lr_scheduler.momentum import CyclesMomentum
 from functorch_optim.stateful.optimizer import Optimizer
@@ -69,12 +70,22 @@ class CyclicLR(CyclesMomentum):
     ):
         self._bases = per_group("base_lr", base_lr, checked_optimizer(optimizer))
         self.max_lrs = per_group("max_lr", max_lr, optimizer)
+        check_epochs("step_size_up", step_size_up, zero=True)
+        if step_size_down is not None:
+            check_epochs("step_size_down", step_size_down, zero=True)
+        checks.real(gamma=gamma)
         up = float(step_size_up)
         down = up if step_size_down is None else float(step_size_down)
         self.total_size = up + down
         self.step_ratio = up / self.total_size
-        if mode not in _MODES and scale_fn is None:
+        if scale_fn is None and (not isinstance(mode, str) or mode not in _MODES):
             raise ValueError("mode is invalid and scale_fn is None")
+        if not isinstance(scale_mode, str) or scale_mode not in _MODES.values():
+            raise ValueError(
+                f'scale_mode should be "cycle" or "iterations", but got {scale_mode!r}'
+            )
+        if scale_fn is not None:
+            checks.function("scale_fn", scale_fn, "the cycle or the step")
         self.mode = mode
         self.gamma = gamma
         self._scale_fn_custom = scale_fn
@@ -105,8 +116,14 @@ class CyclicLR(CyclesMomentum):
         bounds = zip(self.base_momentums, self.max_momentums, strict=True)
         return [top - (top - base) * height for base, top in bounds]
 
+    def _described(self) -> dict[str, Any]:
+        up = round(self.total_size * self.step_ratio, 6)  # what was given, but for rounding
+        shown = {"base_lr": self.base_lrs, "max_lr": self.max_lrs, "step_size_up": up}
+        return shown | {"step_size_down": self.total_size - up} | super()._described()
+
     def _height(self) -> float:
         """How far up the current step is; 1 is the top of the first cycle."""
+        # The last digit is torch's; cyclic_lr takes the rest in whole numbers instead.
         cycle = math.floor(1 + self.last_epoch / self.total_size)
         x = 1.0 + self.last_epoch / self.total_size - cycle
         slope = x / self.step_ratio if x <= self.step_ratio else (x - 1) / (self.step_ratio - 1)
@@ -114,7 +131,7 @@ class CyclicLR(CyclesMomentum):
 
     def _scale(self, x: float) -> float:
         if self._scale_fn_custom is not None:
-            return self._scale_fn_custom(x)
+            return checks.returned("scale_fn", self._scale_fn_custom(x))
         if self.mode == "triangular":
             return 1.0
         return 1 / (2.0 ** (x - 1)) if self.mode == "triangular2" else self.gamma**x

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from functorch_optim.core import checks
 from functorch_optim.stateful.optimizer import Optimizer
 
 
@@ -32,15 +33,19 @@ def per_group(name: str, value: Any, optimizer: Optimizer) -> list[Any]:
 
     Raises:
       ValueError: a list of another length.
+      TypeError: a value that is neither a number nor an array.
     """
     groups = optimizer.param_groups
     if not isinstance(value, list | tuple):
+        checks.real(**{name: value})
         return [value] * len(groups)
     if len(value) != len(groups):
         raise ValueError(
             f"{name} must have the same length as optimizer.param_groups. "
             f"{name} has {len(value)} values, param_groups has {len(groups)}."
         )
+    for index, item in enumerate(value):
+        checks.real(**{f"{name}[{index}]": item})
     return list(value)
 
 

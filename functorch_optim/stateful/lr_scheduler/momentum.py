@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from functorch_optim.core import checks
 from functorch_optim.stateful.lr_scheduler.base import Group, LRScheduler
 from functorch_optim.stateful.lr_scheduler.group_values import like
 from functorch_optim.stateful.optimizer import Optimizer
@@ -21,6 +22,7 @@ class CyclesMomentum(LRScheduler):
         Raises:
           ValueError: the optimizer has none.
         """
+        checks.flag("cycle_momentum", cycle_momentum)
         self.cycle_momentum = cycle_momentum
         if not cycle_momentum:
             return

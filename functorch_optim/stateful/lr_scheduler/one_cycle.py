@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from functorch_optim.core import checks
+from functorch_optim.schedules import annealing
 from functorch_optim.stateful.lr_scheduler.base import Group, checked_optimizer
 from functorch_optim.stateful.lr_scheduler.group_values import per_group
 from functorch_optim.stateful.lr_scheduler.momentum import CyclesMomentum
@@ -69,8 +71,10 @@ class OneCycleLR(CyclesMomentum):
         self.total_steps = _total(total_steps, epochs, steps_per_epoch)
         if not isinstance(pct_start, float) or pct_start < 0 or pct_start > 1:
             raise ValueError(f"Expected float between 0 and 1 pct_start, but got {pct_start}")
+        checks.flag("three_phase", three_phase)
         self._schedule_phases = _phases(self.total_steps, pct_start, three_phase)
         self._anneal_func_type = checked_strategy(anneal_strategy)
+        checks.real(div_factor=div_factor, final_div_factor=final_div_factor)
         tops = per_group("max_lr", max_lr, optimizer)
         starts = [top / div_factor for top in tops]
         ends = [start / final_div_factor for start in starts]
@@ -92,6 +96,11 @@ class OneCycleLR(CyclesMomentum):
 
     def _momenta(self) -> list[Any]:
         return self._between("start_momentum", "end_momentum")
+
+    def _described(self) -> dict[str, Any]:
+        tops = [group.get("max_lr") for group in self.optimizer.param_groups]
+        strategy = {"anneal_strategy": self._anneal_func_type}
+        return {"max_lr": tops} | super()._described() | strategy
 
     def _between(self, first: str, last: str) -> list[Any]:
         step = self.last_epoch
@@ -120,15 +129,15 @@ def checked_strategy(strategy: str) -> str:
     Raises:
       ValueError: it is neither "cos" nor "linear".
     """
-    if strategy not in ("cos", "linear"):
-        raise ValueError(
-            f"anneal_strategy must be one of 'cos' or 'linear', instead got {strategy}"
-        )
+    annealing.strategy(strategy)
     return strategy
 
 
 def anneal(strategy: str, done: float) -> float:
-    """How far a value has gone from its start (0) to its end (1), after a part of the way."""
+    """How far a value has gone from its start (0) to its end (1), after a part of the way.
+
+    The last digit is torch's; the schedules weigh both ends, accurate in float32 too.
+    """
     return (1 - math.cos(math.pi * done)) / 2 if strategy == "cos" else done
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any, SupportsFloat
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from functorch_optim.core import checks
+from functorch_optim.schedules.plateau import check_limits
 from functorch_optim.stateful.lr_scheduler.base import LRScheduler, checked_optimizer
 from functorch_optim.stateful.lr_scheduler.group_values import like
 from functorch_optim.stateful.lr_scheduler.warn import EPOCH_DEPRECATION_WARNING, warn
@@ -38,8 +41,9 @@ class ReduceLROnPlateau(LRScheduler):
       cooldown_counter: the number of epochs that are not counted from now on.
 
     Raises:
-      ValueError: factor is 1 or more, an unknown mode, or a list of another length.
-      TypeError: optimizer is not an Optimizer.
+      ValueError: factor is 1 or more, patience or cooldown is below 0, an unknown mode, or a list
+        of another length.
+      TypeError: optimizer is not an Optimizer, or an argument is no number.
     """
 
     def __init__(
@@ -54,8 +58,7 @@ class ReduceLROnPlateau(LRScheduler):
         min_lr: float | list[float] = 0,
         eps: float = 1e-8,
     ):
-        if factor >= 1.0:
-            raise ValueError("Factor should be < 1.0.")
+        check_limits(mode, factor, patience, threshold, threshold_mode, cooldown, eps)
         self.factor = factor
         self.optimizer = checked_optimizer(optimizer)
         count = len(optimizer.param_groups)
@@ -63,8 +66,11 @@ class ReduceLROnPlateau(LRScheduler):
             if len(min_lr) != count:
                 raise ValueError(f"expected {count} min_lrs, got {len(min_lr)}")
             self.default_min_lr: float | None = None
+            for index, lowest in enumerate(min_lr):
+                checks.real(**{f"min_lr[{index}]": lowest})
             self.min_lrs = list(min_lr)
         else:
+            checks.real(min_lr=min_lr)
             self.default_min_lr = min_lr
             self.min_lrs = [min_lr] * count
         self.patience = patience
@@ -72,10 +78,6 @@ class ReduceLROnPlateau(LRScheduler):
         self.eps = eps
         self.last_epoch = 0
         self._remember()
-        if mode not in ("min", "max"):
-            raise ValueError(f"mode {mode} is unknown!")
-        if threshold_mode not in ("rel", "abs"):
-            raise ValueError(f"threshold mode {threshold_mode} is unknown!")
         self.mode_worse = math.inf if mode == "min" else -math.inf
         self.mode = mode
         self.threshold = threshold
@@ -90,19 +92,20 @@ class ReduceLROnPlateau(LRScheduler):
         return self.cooldown_counter > 0
 
     def step(  # type: ignore[override]  # torch's takes a metric too
-        self, metrics: SupportsFloat, epoch: int | None = None
+        self, metrics: Any, epoch: int | None = None
     ) -> None:
         """Takes an epoch's metric, and reduces the learning rates if it is time.
 
         Args:
-          metrics: a number, or an array with one.
+          metrics: a number, or an array with one, of any shape.
           epoch: the number of the epoch (deprecated, with a warning).
 
         Raises:
           RuntimeError: it is time, but groups were added and min_lr was a list.
-          TypeError, ValueError: metrics is no number. Nothing is changed then.
+          TypeError, ValueError: metrics is no number, or an array of several. Nothing is changed
+            then.
         """
-        current = float(metrics)
+        current = _fetched(metrics)
         with self._unchanged_on_error():
             if epoch is None:
                 epoch = self.last_epoch + 1
@@ -122,6 +125,10 @@ class ReduceLROnPlateau(LRScheduler):
                 self.cooldown_counter = self.cooldown
                 self.num_bad_epochs = 0
             self._remember()
+
+    def _described(self) -> dict[str, Any]:
+        min_lr = self.min_lrs if self.default_min_lr is None else self.default_min_lr
+        return super()._described() | {"min_lr": min_lr, "last_epoch": self.last_epoch}
 
     def _is_better(self, metric: float, best: float) -> bool:
         sign = 1 if self.mode == "max" else -1
@@ -151,3 +158,16 @@ class ReduceLROnPlateau(LRScheduler):
             return jnp.where(lr - new > self.eps, new, lr)
         new = max(lr * self.factor, lowest)
         return new if lr - new > self.eps else lr
+
+
+def _fetched(metrics: Any) -> float:
+    """The number, from an array of one element too: of jax, of numpy, of torch, a Parameter."""
+    try:
+        if hasattr(metrics, "item"):
+            return float(metrics.item())
+        if hasattr(metrics, "__array__"):
+            return float(np.asarray(metrics).item())
+        return float(metrics)
+    except (TypeError, ValueError) as error:
+        words = f"metrics should be a number or an array of one element, but got {metrics!r}"
+        raise type(error)(words) from error

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
+from typing import Any
 
-from functorch_optim.stateful.lr_scheduler.base import LRScheduler
+from functorch_optim.schedules.factory import points
+from functorch_optim.stateful.lr_scheduler.base import LRScheduler, check_last_epoch
 from functorch_optim.stateful.lr_scheduler.composite import Composite
 from functorch_optim.stateful.optimizer import Optimizer
 
@@ -39,7 +41,8 @@ class SequentialLR(Composite):
         milestones: Sequence[int],
         last_epoch: int = -1,
     ):
-        members, epochs = list(schedulers), list(milestones)
+        members, epochs = list(schedulers), list(points("milestones", milestones))
+        check_last_epoch(last_epoch)
         if not members:
             raise ValueError("SequentialLR expects at least one scheduler, but got no scheduler.")
         self._check(members, optimizer)
@@ -69,6 +72,13 @@ class SequentialLR(Composite):
             else:
                 self._schedulers[index].step()
             self._remember()
+
+    def _described(self) -> dict[str, Any]:
+        return {
+            "schedulers": self._schedulers,
+            "milestones": self._milestones,
+            "last_epoch": self.last_epoch,
+        }
 
     def _first(self) -> LRScheduler:
         return self._schedulers[bisect_right(self._milestones, 0)]

@@ -456,12 +456,18 @@ def test_an_array_stays_an_array_of_its_dtype(build: Build) -> None:
     assert float(opt.param_groups[0]["initial_lr"]) == np.float32(0.1)
 
 
-def test_periods_of_zero_fail_as_in_torch() -> None:
-    for lib, opt in ((lr_scheduler, optimizer()), torchs()):
-        for scheduler in lib.CosineAnnealingLR(opt, 0), lib.StepLR(opt, 0):
-            opt.step()
-            with pytest.raises(ZeroDivisionError):
-                scheduler.step()
+def test_periods_of_zero_are_refused_where_torch_fails_at_the_first_step() -> None:
+    for build in (
+        lambda lib, opt: lib.CosineAnnealingLR(opt, 0),
+        lambda lib, opt: lib.StepLR(opt, 0),
+    ):
+        with pytest.raises(ValueError, match="should be above 0, but is 0"):
+            build(lr_scheduler, optimizer())
+        lib, opt = torchs()
+        scheduler = build(lib, opt)
+        opt.step()
+        with pytest.raises(ZeroDivisionError):
+            scheduler.step()
 
 
 def test_a_scheduler_of_ones_own_needs_get_lr_only() -> None:

@@ -1,4 +1,4 @@
-"""Learning rates by functions of the user's."""
+"""The starting learning rate times a function of the epoch."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from types import FunctionType
 from typing import Any
 
+from functorch_optim.core import checks
 from functorch_optim.stateful.lr_scheduler.base import LRScheduler, checked_optimizer
 from functorch_optim.stateful.optimizer import Optimizer
 
 EpochFunction = Callable[[int], Any]
 
 
-class _ByFunctions(LRScheduler):
+class ByFunctions(LRScheduler):
     """One function of the epoch for each group. A callable object's attributes are saved."""
 
     _unsaved = ("optimizer", "lr_lambdas")
@@ -29,9 +30,18 @@ class _ByFunctions(LRScheduler):
 
     def _functions(self, given: Any, count: int) -> list[EpochFunction]:
         if not isinstance(given, list | tuple):
+            check_callable(given)
             return [given] * count
         _check_count(len(given), count)
+        for function in given:
+            check_callable(function)
         return list(given)
+
+    def _factor(self, function: EpochFunction) -> Any:
+        return checks.returned("lr_lambda", function(self.last_epoch))
+
+    def _described(self) -> dict[str, Any]:
+        return {"lr_lambda": self.lr_lambdas} | super()._described()
 
     def state_dict(self) -> dict[str, Any]:
         """As the base class, and "lr_lambdas": for each function its attributes.
@@ -59,12 +69,21 @@ class _ByFunctions(LRScheduler):
                 function.__dict__.update(attributes)
 
 
+def check_callable(function: Any) -> None:
+    """Raises TypeError, in torch's words for each of the two classes."""
+    if not callable(function):
+        kind = type(function).__name__
+        raise TypeError(
+            f"lr_lambda should be a function, but got {kind}: '{kind}' object is not callable"
+        )
+
+
 def _check_count(given: int, wanted: int) -> None:
     if given != wanted:
         raise ValueError(f"Expected {wanted} lr_lambdas, but got {given}")
 
 
-class LambdaLR(_ByFunctions):
+class LambdaLR(ByFunctions):
     """The starting learning rate times `lr_lambda(epoch)`.
 
     Args:
@@ -83,34 +102,4 @@ class LambdaLR(_ByFunctions):
 
     def _rates(self, current: list[Any]) -> list[Any]:
         pairs = zip(self.base_lrs, self.lr_lambdas, strict=True)
-        return [base * function(self.last_epoch) for base, function in pairs]
-
-
-class MultiplicativeLR(_ByFunctions):
-    """The learning rate times `lr_lambda(epoch)` at each step.
-
-    Args:
-      optimizer: the optimizer whose groups are adjusted.
-      lr_lambda: a function of the epoch, or a list of one for each group.
-      last_epoch: the epoch to go on from; -1 starts anew.
-
-    Raises:
-      ValueError: not one function for each group.
-      TypeError: what should be a function cannot be called; and as LRScheduler.
-      KeyError: as LRScheduler.
-    """
-
-    def _functions(self, given: Any, count: int) -> list[EpochFunction]:
-        functions = super()._functions(given, count)
-        for function in functions:
-            if not callable(function):
-                raise TypeError(
-                    f"lr_lambda should be a function, but got {type(function).__name__}"
-                )
-        return functions
-
-    def _rates(self, current: list[Any]) -> list[Any]:
-        if self._is_initial:
-            return current
-        pairs = zip(self.lr_lambdas, current, strict=True)
-        return [lr * function(self.last_epoch) for function, lr in pairs]
+        return [base * self._factor(function) for base, function in pairs]
