@@ -44,14 +44,17 @@ class GradientTransformation(_Fields):
 
     __slots__ = ()
 
-    # isinstance() looks at type(x) first and then asks x.__class__, which may be a property, as it
-    # is in mocks and proxies: so nothing of optax is needed before somebody compares. Other ways
-    # that were tried: a base class put in when optax is imported (`__bases__ assignment: object
-    # layout differs`, and a hook in everybody's imports); a class of both as the answer (refused
-    # for a subclass with attributes, such as NamedChain: `instance lay-out conflict`); the class
-    # chosen as each pair is made (misses those made before optax was imported).
     @property  # type: ignore[misc]  # read-only: nobody sets it
     def __class__(self) -> type[Any]:
+        """optax's class where optax is imported, else the pair's own.
+
+        isinstance() looks at type(x) first and then asks x.__class__, which may be a property, as
+        it is in mocks and proxies: so nothing of optax is needed before somebody compares. Other
+        ways that were tried: a base class put in when optax is imported (`__bases__ assignment:
+        object layout differs`, and a hook in everybody's imports); a class of both as the answer
+        (refused for a subclass with attributes, such as NamedChain: `instance lay-out conflict`);
+        the class chosen as each pair is made (misses those made before optax was imported).
+        """
         name = "GradientTransformation" + ("ExtraArgs" if _takes_any_extra(self.update) else "")
         theirs = getattr(sys.modules.get("optax"), name, None)  # None while it is being imported
         return theirs if isinstance(theirs, type) else type(self)
