@@ -395,8 +395,7 @@ def lbfgs(
     twice. Of complex parameters, grads are the conjugates of `jax.grad`'s.
 
     An update cannot be differentiated in reverse (a `while_loop` cannot), and its vectors are not
-    sharded. optax's chain drops `value_and_grad_fn` unless the pair is given to it as
-    `optax.GradientTransformationExtraArgs(*lbfgs())`; this library's chain hands it on.
+    sharded. A chain hands `value_and_grad_fn` on, this library's and optax's.
 
     Args:
       lr: the step along a direction, the first trial of the line search. Every number but

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
@@ -19,7 +20,14 @@ Number = float | jax.Array
 Hyperparameter = float | jax.Array | Schedule
 
 
-class GradientTransformation(NamedTuple):
+class _Fields(NamedTuple):
+    """What a pair consists of. Apart, since a NamedTuple's own body cannot say `__class__`."""
+
+    init: Callable[[Params], State]
+    update: Callable[..., tuple[Updates, State]]
+
+
+class GradientTransformation(_Fields):
     """A pure `(init, update)` pair, in optax's protocol.
 
     Attributes:
@@ -27,10 +35,38 @@ class GradientTransformation(NamedTuple):
       update: `update(grads, state, params=None, **extra) -> (updates, state)`. Updates are ADDED
         to the parameters: the sign and the learning rate are already in them. Extra keyword
         arguments that the pair does not know are ignored.
+
+    Where optax is imported, before or after the pair was made, `isinstance(tx,
+    optax.GradientTransformation)` holds, and so does `isinstance(tx,
+    optax.GradientTransformationExtraArgs)` if `update` takes any keyword argument, as that of every
+    pair of this library does. So what was written for optax's pairs takes these.
     """
 
-    init: Callable[[Params], State]
-    update: Callable[..., tuple[Updates, State]]
+    __slots__ = ()
+
+    @property  # type: ignore[misc]  # read-only: nobody sets it
+    def __class__(self) -> type[Any]:
+        """optax's class where optax is imported, else the pair's own.
+
+        isinstance() looks at type(x) first and then asks x.__class__, which may be a property, as
+        it is in mocks and proxies: so nothing of optax is needed before somebody compares. Other
+        ways that were tried: a base class put in when optax is imported (`__bases__ assignment:
+        object layout differs`, and a hook in everybody's imports); a class of both as the answer
+        (refused for a subclass with attributes, such as NamedChain: `instance lay-out conflict`);
+        the class chosen as each pair is made (misses those made before optax was imported).
+        """
+        name = "GradientTransformation" + ("ExtraArgs" if _takes_any_extra(self.update) else "")
+        theirs = getattr(sys.modules.get("optax"), name, None)  # None while it is being imported
+        return theirs if isinstance(theirs, type) else type(self)
+
+    # What else asks for x.__class__: the repr of a NamedTuple, for its name, and pickle, which
+    # refuses an object of another class than type(x). (functools.singledispatch asks for it as
+    # well, and takes a pair for optax's.)
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(init={self.init!r}, update={self.update!r})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), tuple(self), getattr(self, "__dict__", None)
 
 
 class EmptyState(NamedTuple):
@@ -70,9 +106,9 @@ def member(tx: Any, place: str) -> GradientTransformation:
 
 
 def _accepting_extra(update: Callable[..., Any]) -> Callable[..., Any]:
-    parameters = inspect.signature(update).parameters.values()
-    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
+    if _takes_any_extra(update):
         return update
+    parameters = inspect.signature(update).parameters.values()
     names = {p.name for p in parameters if p.kind is not inspect.Parameter.POSITIONAL_ONLY}
 
     def filtered(grads: Updates, state: State, params: Params | None = None, **extra: Any) -> Any:
@@ -80,3 +116,12 @@ def _accepting_extra(update: Callable[..., Any]) -> Callable[..., Any]:
         return update(grads, state, params, **known)
 
     return filtered
+
+
+def _takes_any_extra(update: Any) -> bool:
+    """Whether a function has `**extra`. What says nothing of its arguments has none."""
+    try:
+        parameters = inspect.signature(update).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    return any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)

@@ -1,8 +1,8 @@
-"""Pairs for optax's own combinators: `interop.optax.to_optax`.
+"""Pairs for optax's own `apply_updates`: `interop.optax.to_optax`.
 
-A pair of this library has optax's protocol, and goes into optax as it is, with two exceptions that
-are optax's rules: it hands extra arguments (`value=loss`) only to instances of a class of its own,
-and its `apply_updates` has no word for "this parameter stays" (here: an update of `None`).
+A pair of this library is an instance of optax's classes (`core/pair.py` says how), and goes into
+optax as it is. One thing is left: `optax.apply_updates` has no word for "this parameter stays"
+(here: an update of `None`), nor for a sparse update.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ except ImportError as error:
 
 @value_equal
 def to_optax(tx: Any) -> Any:
-    """A pair as an `optax.GradientTransformationExtraArgs`, which optax treats as its own.
+    """A pair as an `optax.GradientTransformationExtraArgs` whose updates are all arrays.
 
-    Inside `optax.chain`, `multi_transform` and the like its update gets the extra arguments. Every
-    update is an array, as `optax.apply_updates` wants: zeros for a leaf that is skipped (an
-    integer, a leaf without a gradient), and a sparse update made dense. `None` stays where the
-    parameters have `None`.
+    That is what `optax.apply_updates` wants: zeros for a leaf that is skipped (an integer, a leaf
+    without a gradient), and a sparse update made dense. `None` stays where the parameters have
+    `None`. Any other pair of this library does without it. (A pair of your own whose update takes
+    some extra arguments by name, and no `**extra`, gets those inside optax's combinators too.)
 
     Args:
       tx: a pair of this library, or of any other with optax's protocol.
