@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import enum
 import functools
 import inspect
+import weakref
 from collections.abc import Callable, Hashable
 from typing import Any, ParamSpec, TypeVar
 
@@ -11,30 +13,54 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
+class BuiltOf(enum.IntEnum):
+    """What a result was built of, as far as it concerns who may keep it."""
+
+    NUMBERS = 0  # and strings, flags, dtypes: it may be kept
+    FUNCTIONS = 1  # of a user's, which hold what they captured: kept for as long as somebody has it
+    ARRAYS = 2  # perhaps traced: never kept
+
+
 def value_equal(build: Callable[P, T]) -> Callable[P, T]:
     """Makes calls with equal, hashable arguments return the same object.
 
     A pair (or schedule) that is a static argument of `jax.jit` is compared by identity there, so
-    building it twice from the same numbers would otherwise compile twice. Calls with arrays are
-    built anew each time, and so is what is built of their results: a cache would hold on to the
-    arrays, and to the trace that they may belong to. It keeps the 1,024 most recent results.
+    building it twice from the same numbers would otherwise compile twice.
+
+    Nothing of a user's is kept alive. What is built of numbers alone is kept (the 1,024 most recent
+    results); what holds a function, a schedule of one's own say, is the same object for as long as
+    somebody has it. Calls with arrays are built anew each time, and so is what is built of their
+    results: a cache would hold on to the arrays, and to the trace that they may belong to.
     """
     signature = inspect.signature(build)
+    alive: weakref.WeakValueDictionary[Hashable, Any] = weakref.WeakValueDictionary()
 
     @functools.lru_cache(maxsize=1024)
-    def cached(
+    def kept(
         args: tuple[Hashable, ...], kwargs: tuple[tuple[str, Hashable], ...], kinds: Hashable
     ) -> T:
-        return build(*args, **dict(kwargs))  # type: ignore[arg-type]  # what bind() gave back
+        built = build(*args, **dict(kwargs))  # type: ignore[arg-type]  # what bind() gave back
+        return _marked(built, BuiltOf.NUMBERS)
 
     @functools.wraps(build)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
         key = (bound.args, tuple(bound.kwargs.items()))
-        if _is_hashable(key) and not _holds_arrays(key):
-            return cached(*key, _kinds(key))
-        return _marked(build(*args, **kwargs))
+        made_of = _made_of(key) if _is_hashable(key) else BuiltOf.ARRAYS
+        if made_of is BuiltOf.NUMBERS:
+            return kept(*key, _kinds(key))
+        if made_of is BuiltOf.ARRAYS:
+            return _marked(build(*args, **kwargs), made_of)
+        whole = (*key, _kinds(key))
+        known = alive.get(whole)
+        if known is not None:
+            return known.whole
+        built = _marked(build(*args, **kwargs), made_of)
+        # A tuple cannot be referenced weakly. A pair lives as long as its update, which knows it.
+        known = alive[whole] = built[-1] if isinstance(built, tuple) else built
+        known.whole = built  # type: ignore[union-attr]  # no type checker knows of it
+        return built
 
     return wrapper
 
@@ -52,15 +78,22 @@ def _kinds(x: Any) -> Any:
     return tuple(map(_kinds, x)) if isinstance(x, tuple) else type(x)
 
 
-def _holds_arrays(x: Any) -> bool:
-    """Whether a function in a tuple (a pair is one, of functions) was built of arrays."""
+def _made_of(x: Any) -> BuiltOf:
+    """What an argument is made of; of a tuple, that which matters most."""
+    known = getattr(x, "built_of", None)
+    if isinstance(known, BuiltOf):
+        return known
     if isinstance(x, tuple):
-        return any(map(_holds_arrays, x))
-    return getattr(x, "built_of_arrays", False) is True
+        return max(map(_made_of, x), default=BuiltOf.NUMBERS)
+    return BuiltOf.FUNCTIONS if callable(x) and not isinstance(x, type) else BuiltOf.NUMBERS
 
 
-def _marked(built: T) -> T:
-    for part in built if isinstance(built, tuple) else (built,):
-        if inspect.isfunction(part) or hasattr(type(part), "built_of_arrays"):
-            setattr(part, "built_of_arrays", True)  # noqa: B010  # a type checker knows no such field
+def _marked(built: T, made_of: BuiltOf) -> T:
+    """The result, which now tells what it was built of: itself, or if it can't its functions."""
+    try:
+        built.built_of = made_of  # type: ignore[attr-defined]  # no type checker knows of it
+    except AttributeError:
+        for part in built if isinstance(built, tuple) else ():
+            if inspect.isfunction(part):
+                part.__dict__["built_of"] = made_of
     return built

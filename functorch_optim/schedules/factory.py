@@ -13,7 +13,7 @@ import numpy as np
 
 from functorch_optim.core import checks
 from functorch_optim.core.arithmetic import as_float, is_number
-from functorch_optim.core.equal_pairs import value_equal
+from functorch_optim.core.equal_pairs import BuiltOf, value_equal
 from functorch_optim.core.pair import Schedule
 
 P = ParamSpec("P")
@@ -31,11 +31,11 @@ class BuiltSchedule:
       factory: the schedule factory.
       arguments: its arguments by name, those left out at their defaults.
       at: the value at a count, as the factory returned it.
-      built_of_arrays: whether one of them is an array, so that the schedule is not kept.
+      built_of: what they are, as far as it concerns who may keep the schedule.
     """
 
     # Without a __dict__: nothing of a schedule can be changed, by loading a saved state, say.
-    __slots__ = ("__weakref__", "arguments", "at", "built_of_arrays", "factory")
+    __slots__ = ("__weakref__", "arguments", "at", "built_of", "factory", "whole")
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class BuiltSchedule:
         self.factory = factory
         self.arguments = arguments
         self.at = at
-        self.built_of_arrays = False
+        self.built_of = BuiltOf.NUMBERS
 
     def __call__(self, count: Any) -> Any:
         """The value at a count: a float for a number, an array of its shape for an array."""
