@@ -19,7 +19,7 @@ import ml_dtypes
 import numpy as np
 
 from functorch_optim.core.arithmetic import float_dtype
-from functorch_optim.interop import whole_files as files
+from functorch_optim.interop import whole_files
 from functorch_optim.stateful.parameter import Parameter
 
 try:
@@ -57,7 +57,7 @@ _DICTS = {"dict": dict, "OrderedDict": collections.OrderedDict, "Counter": colle
 _ANYTHING: Any = object()  # no `like` was given
 
 
-def save_state(path: files.Path, state_dict: Any) -> None:
+def save_state(path: whole_files.Path, state_dict: Any) -> None:
     """Saves any nested value of arrays, numbers, strings, `None`, dicts, lists and tuples.
 
     Also a pure pair's state, or any other pytree: see `load_state(path, like=state)`. The file is
@@ -75,10 +75,10 @@ def save_state(path: files.Path, state_dict: Any) -> None:
     structure = writer.node(state_dict, ())
     metadata = {_VERSION_KEY: VERSION, _STRUCTURE_KEY: json.dumps(structure, allow_nan=False)}
     data = safetensors.numpy.save(writer.arrays, metadata)
-    files.write_atomically(path, lambda file: file.write(data))
+    whole_files.write_atomically(path, lambda file: file.write(data))
 
 
-def load_state(path: files.Path, like: Any = _ANYTHING) -> Any:
+def load_state(path: whole_files.Path, like: Any = _ANYTHING) -> Any:
     """What `save_state` saved: the same containers, numbers and dtypes.
 
     Arrays come back as jax arrays (numpy arrays as numpy arrays). A 64-bit jax array is a numpy
