@@ -28,6 +28,13 @@ _EXTENSIONS = {
 }
 _NUMPY_OF = {getattr(torch, name): dtype for name, dtype in _EXTENSIONS.items()}
 _TORCH_OF = {dtype: theirs for theirs, dtype in _NUMPY_OF.items()}
+_SHARED = {
+    getattr(torch, name): np.dtype(name)
+    for name in (
+        *("bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64"),
+        *("float16", "float32", "float64", "complex64", "complex128"),
+    )
+}
 _BITS = {1: (torch.uint8, np.uint8), 2: (torch.int16, np.int16)}
 
 
@@ -110,6 +117,18 @@ def check_dense(tensor: torch.Tensor) -> None:
         raise TypeError(
             f"a {kind} tensor of shape {tuple(tensor.shape)} is no array: make it dense"
         )
+
+
+def numpy_dtype(dtype: torch.dtype) -> np.dtype:
+    """numpy's dtype of the same name.
+
+    Raises:
+      ValueError: there is none.
+    """
+    found = _NUMPY_OF.get(dtype) or _SHARED.get(dtype)
+    if found is None:
+        raise ValueError(f"there is no array of {dtype}: convert the tensor")
+    return found
 
 
 def numpy_view(tensor: torch.Tensor) -> np.ndarray:
