@@ -20,7 +20,7 @@ import numpy as np
 
 from functorch_optim.core.arithmetic import float_dtype
 from functorch_optim.interop import whole_files
-from functorch_optim.interop.untrusted import check_level, check_max_bytes, told_as
+from functorch_optim.interop.untrusted import ClippedReader, check_level, check_max_bytes, told_as
 from functorch_optim.stateful.parameter import Parameter
 
 try:
@@ -106,10 +106,9 @@ def load_state(
     """
     check_max_bytes(max_bytes)
     name = os.fsdecode(path)
-    with open(os.fspath(path), "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        if max_bytes is not None and size > max_bytes:
-            raise ValueError(f"{name} has {size} bytes, which is more than max_bytes={max_bytes}")
+    with ClippedReader(os.fspath(path)) as file:
+        if max_bytes is not None and file.size > max_bytes:
+            raise ValueError(f"{name} has {file.size} bytes, more than max_bytes={max_bytes}")
         data = file.read()
     with told_as(f"{name} is damaged, or no safetensors file"):
         tensors = dict(safetensors.deserialize(data))  # type: ignore[no-untyped-call]  # compiled

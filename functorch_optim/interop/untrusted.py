@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import io
+import os
 from collections.abc import Iterator
 
 # A file's arrays may take this many times its size, and this much whatever its size. (Tied weights
@@ -57,6 +59,25 @@ def check_level(level: int, what: str) -> None:
     """Raises ValueError for a container inside so many others."""
     if level > LEVELS:
         raise ValueError(f"{what} is nested deeper than {LEVELS} levels, or contains itself")
+
+
+class ClippedReader(io.BufferedReader):
+    """A file for reading that makes no room for more bytes than it has, whatever is asked for.
+
+    Attributes:
+      size: in bytes.
+    """
+
+    def __init__(self, path: str | bytes):
+        raw = io.FileIO(path)
+        super().__init__(raw)
+        self.size = os.fstat(raw.fileno()).st_size
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """So many bytes, or as many as there are."""
+        if size is not None and size > io.DEFAULT_BUFFER_SIZE:
+            size = min(size, max(0, self.size - self.tell()))
+        return super().read(size)
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from functorch_optim.interop.torch.footprints import bytes_needed
 from functorch_optim.interop.torch.nested import map_leaves
 from functorch_optim.interop.torch.pickles import Storage, StoredTensor
 from functorch_optim.interop.torch.tensors import check_dense, numpy_dtype, own_array
-from functorch_optim.interop.untrusted import ByteLimit, check_max_bytes, told_as
+from functorch_optim.interop.untrusted import ByteLimit, ClippedReader, check_max_bytes, told_as
 
 _PLAIN = (bool, int, float, complex, str, bytes, bytearray, torch.Size, torch.dtype)
 
@@ -42,8 +42,8 @@ def load(path: whole_files.FilePath, max_bytes: int | None = None) -> Any:
       OSError: the system's, as FileNotFoundError.
     """
     check_max_bytes(max_bytes)
-    with open(os.fspath(path), "rb") as file, told_as(f"{os.fsdecode(path)} was not loaded"):
-        limit = ByteLimit.of(os.fstat(file.fileno()).st_size, max_bytes)
+    with ClippedReader(os.fspath(path)) as file, told_as(f"{os.fsdecode(path)} was not loaded"):
+        limit = ByteLimit.of(file.size, max_bytes)
         archive = archives.opened(file, limit)
         limit.check(bytes_needed(archive.value), "what it holds")
         limit.check(sum(x.nbytes for x in archive.storages.values()), "its storages")
