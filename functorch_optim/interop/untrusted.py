@@ -14,6 +14,9 @@ from collections.abc import Iterator
 TIMES = 4
 FLOOR = 64 * 2**20
 
+# What an item of a container takes, generously: its place, and the container's own share.
+BYTES_OF_AN_ITEM = 128
+
 # No state of an optimizer is nested as deep; Python's stack ends a little further on.
 LEVELS = 100
 

@@ -141,8 +141,8 @@ def test_a_large_file_may_take_four_times_its_size(path: Path) -> None:
         ((1, 2), (0, 1), "reaches beyond its storage"),
         ((2,), (-1,), "whose offset, shape or stride is none"),
         ((-1,), (1,), "whose offset, shape or stride is none"),
-        ((1, 1), (1,), "whose offset, shape or stride is none"),
-        ((1,) * 80, (1,) * 80, ""),
+        ((1, 1), (1,), "whose shape and stride do not fit"),
+        ((1,) * 80, (1,) * 80, "whose shape and stride do not fit"),
         ((0, 2**62), (1, 1), ""),
         ((2**40, 0, 2**40), (1, 1, 1), ""),
         ((0, 2**70), (0, 0), ""),
@@ -196,6 +196,21 @@ def test_calls_that_take_memory_or_run_code_are_refused(path: Path, call: bytes)
     refused(written(path, call), "")
     path.write_bytes(old_header() + pickle_of(call) + pickle_of(b"]"))
     refused(path, "")
+
+
+@pytest.mark.parametrize(
+    ("large", "call"),
+    [
+        (text("x" * 10**5), b"c__builtin__\nbytearray\nh\x00" + text("latin1") + b"\x86R"),
+        (text("x" * 10**5) + b"\x85", b"c__builtin__\nbytearray\nh\x00R"),
+        (text("x" * 10**5), b"c_codecs\nencode\nh\x00" + text("latin1") + b"\x86R"),
+        (b"](" + b"K\x01" * 10**5 + b"e", b"c__builtin__\nset\nh\x00\x85R"),
+        (b"}(" + b"K\x01K\x02" * 10**5 + b"u", b"ccollections\nOrderedDict\nh\x00\x85R"),
+        (b"(" + b"K\x01" * 10**5 + b"t", b"ctorch\nSize\nh\x00\x85R"),
+    ],
+)
+def test_copies_of_the_same_are_limited(path: Path, large: bytes, call: bytes) -> None:
+    refused(written(path, large + b"q\x00](" + call * 20_000 + b"e"), "")
 
 
 def test_a_number_in_the_memo_takes_no_memory(path: Path) -> None:

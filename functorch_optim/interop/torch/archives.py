@@ -47,7 +47,7 @@ def opened(file: BinaryIO, limit: ByteLimit) -> Archive:
         return ZipArchive(file, limit)
     if start[:1] != b"\x80":
         raise ValueError("it is no file of torch.save, or cut off at its beginning")
-    return OldArchive(file, limit.file_size)
+    return OldArchive(file, limit)
 
 
 class ZipArchive:
@@ -67,7 +67,7 @@ class ZipArchive:
         if size > limit.file_size:
             limit.check(size * _BYTES_OF_A_CODE, "what its pickle could make")
         self.storages: dict[str, Storage] = {}
-        self.value = read_pickle(io.BytesIO(self._record("data.pkl")), self.storages)
+        self.value = read_pickle(io.BytesIO(self._record("data.pkl")), limit, self.storages)
         for key, storage in self.storages.items():
             if not self._has(f"data/{key}"):
                 raise ValueError(f"it is damaged: storage {key!r} is missing")
@@ -108,16 +108,16 @@ class OldArchive:
 
     big_endian = False
 
-    def __init__(self, file: BinaryIO, file_size: int):
+    def __init__(self, file: BinaryIO, limit: ByteLimit):
         self._file = file
-        if read_pickle(file) != _MAGIC:
+        if read_pickle(file, limit) != _MAGIC:
             raise ValueError("it is no file of torch.save")
-        if read_pickle(file) != _VERSION:
+        if read_pickle(file, limit) != _VERSION:
             raise ValueError("it has another version of the old format")
-        read_pickle(file)  # about the machine that wrote it
+        read_pickle(file, limit)  # about the machine that wrote it
         self.storages: dict[str, Storage] = {}
-        self.value = read_pickle(file, self.storages)
-        self._starts = self._found(read_pickle(file), file_size)
+        self.value = read_pickle(file, limit, self.storages)
+        self._starts = self._found(read_pickle(file, limit), limit.file_size)
 
     def data(self, key: str) -> bytes:
         """The memory of this name."""

@@ -13,9 +13,8 @@ from typing import Any
 import torch
 
 from functorch_optim.interop.torch.pickles import StoredTensor
-from functorch_optim.interop.untrusted import check_level
+from functorch_optim.interop.untrusted import BYTES_OF_AN_ITEM, check_level
 
-_BYTES_OF_AN_ITEM = 128
 _BYTES_OF_AN_ARRAY = 1024  # besides its numbers
 _CONTAINERS = (dict, collections.OrderedDict, collections.Counter, list, tuple)
 _LEAVES = (
@@ -55,7 +54,7 @@ class _Walk:
             own, parts = _BYTES_OF_AN_ARRAY, [(x.nbytes, 0)]
         elif type(x) in _CONTAINERS:
             items = x.values() if isinstance(x, dict) else x
-            own = _BYTES_OF_AN_ITEM * (1 + len(x))
+            own = BYTES_OF_AN_ITEM * (1 + len(x))
             parts = [self.size(item, level + 1) for item in items]
         elif type(x) in _LEAVES:
             return 0, 0

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, NamedTuple, NoReturn
 import torch
 
 from functorch_optim.interop.torch.tensors import numpy_dtype
+from functorch_optim.interop.untrusted import BYTES_OF_AN_ITEM, ByteLimit
 
 _STORAGES = {
     "DoubleStorage": torch.float64,
@@ -41,6 +42,8 @@ _NO_ARRAYS = {
     "_rebuild_wrapper_subclass": "a tensor of a subclass without data of its own",
 }
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.Size, torch.dtype, torch.device)
+_SIZED = (str, bytes, list, tuple, dict)
+_MOST_DIMENSIONS = 64  # numpy's limit, and torch's
 # Of a tuple that is a key: hashing takes time for every item, at every level.
 _MOST_ITEMS_OF_A_KEY = 100
 
@@ -92,8 +95,10 @@ class StoredTensor:
     ):
         if not isinstance(storage, Storage) or not isinstance(dtype, torch.dtype):
             raise ValueError("it is damaged: a tensor without a storage or a dtype")
+        if not len(shape) == len(strides) <= _MOST_DIMENSIONS:
+            raise ValueError("it is damaged: a tensor whose shape and stride do not fit")
         numbers = (offset, *shape, *strides)
-        if len(shape) != len(strides) or any(type(n) is not int or n < 0 for n in numbers):
+        if any(type(n) is not int or n < 0 for n in numbers):
             raise ValueError("it is damaged: a tensor whose offset, shape or stride is none")
         self.dtype = numpy_dtype(dtype)
         size = self.dtype.itemsize
@@ -119,22 +124,25 @@ class StoredTensor:
         return count
 
 
-class _Name(str):
+class _GlobalName(str):
     """A function or class that the pickle names, as "module.name"."""
 
 
-def read_pickle(file: BinaryIO, storages: dict[str, Storage] | None = None) -> Any:
+def read_pickle(
+    file: BinaryIO, limit: ByteLimit, storages: dict[str, Storage] | None = None
+) -> Any:
     """The value of one pickle, with a `StoredTensor` for every tensor.
 
     Args:
       file: is left behind the pickle.
+      limit: for what it copies again and again.
       storages: gets those that the tensors are made of, by key; `None` where there are no tensors.
 
     Raises:
       ValueError: it holds anything besides tensors, numbers, strings and containers of them. Damage
         may raise any other error.
     """
-    machine = _Machine(storages)
+    machine = _Machine(limit, storages)
     for opcode, argument, _ in pickletools.genops(file):
         if opcode.name == "STOP":
             break
@@ -143,8 +151,11 @@ def read_pickle(file: BinaryIO, storages: dict[str, Storage] | None = None) -> A
 
 
 class _Machine:
-    def __init__(self, storages: dict[str, Storage] | None):
+    def __init__(self, limit: ByteLimit, storages: dict[str, Storage] | None):
         self.stack: list[Any] = []
+        self._limit = limit
+        self._mentioned_again: set[int] = set()
+        self._copied = 0
         self._marks: list[int] = []
         self._memo: dict[int, Any] = {}
         self._storages = storages
@@ -159,6 +170,7 @@ class _Machine:
             self._memo[len(self._memo) if argument is None else argument] = self.stack[-1]
         elif opcode in _GET:
             self.stack.append(self._memo[argument])
+            self._mentioned_again.add(id(self.stack[-1]))
         elif opcode not in ("PROTO", "FRAME"):
             step = getattr(self, f"op_{opcode.lower()}", None)
             if step is None:
@@ -229,9 +241,18 @@ class _Machine:
 
     def op_reduce(self) -> None:
         name, arguments = self._popped(2)
-        if type(name) is not _Name or name not in _MAKERS:
-            _refuse(name if type(name) is _Name else f"a call of a {type(name).__name__}")
-        self.stack.append(_MAKERS[name](*_checked(arguments, tuple)))
+        if type(name) is not _GlobalName or name not in _MAKERS:
+            _refuse(name if type(name) is _GlobalName else f"a call of a {type(name).__name__}")
+        self._check_copies(_checked(arguments, tuple))
+        self.stack.append(_MAKERS[name](*arguments))
+
+    def _check_copies(self, arguments: tuple[Any, ...]) -> None:
+        """A call copies what it gets, which may be something large that is mentioned often."""
+        known = self._mentioned_again
+        for x in arguments:
+            if isinstance(x, _SIZED) and (id(x) in known or id(arguments) in known):
+                self._copied += len(x) * (1 if isinstance(x, str | bytes) else BYTES_OF_AN_ITEM)
+        self._limit.check(self._copied, "what its pickle copies")
 
     def op_build(self) -> None:
         """The attributes of an object: `_metadata` of a module's state_dict, which is left out."""
@@ -301,10 +322,10 @@ def _named(module: Any, name: Any) -> Any:
     if module == "torch._utils" and name in _NO_ARRAYS:
         raise ValueError(f"it holds {_NO_ARRAYS[name]}")
     if module in ("torch", "torch.cuda", "torch.storage") and name in _STORAGES:
-        return _Name(_STORAGE + name)
+        return _GlobalName(_STORAGE + name)
     if full not in _MAKERS and full not in _TENSOR_CLASSES:
         _refuse(full)
-    return _Name(full)
+    return _GlobalName(full)
 
 
 def _refuse(name: str) -> NoReturn:
@@ -347,8 +368,8 @@ def _parameter(data: Any, *_: Any) -> StoredTensor:
 
 
 def _tensor_with_attributes(function: Any, kind: Any, arguments: Any, _: Any) -> StoredTensor:
-    make = _TENSORS.get(_checked(function, _Name))
-    if make is None or _checked(kind, _Name) not in _TENSOR_CLASSES:
+    make = _TENSORS.get(_checked(function, _GlobalName))
+    if make is None or _checked(kind, _GlobalName) not in _TENSOR_CLASSES:
         _refuse(kind)
     return make(*_checked(arguments, tuple))
 
@@ -384,8 +405,10 @@ def _complex(real: float, imaginary: float) -> complex:
 
 
 def _size(sizes: Any = ()) -> torch.Size:
-    if any(type(n) is not int for n in _checked(sizes, list, tuple)):
-        raise ValueError("it is damaged: a torch.Size of something besides integers")
+    if len(sizes) > _MOST_DIMENSIONS or any(
+        type(n) is not int for n in _checked(sizes, list, tuple)
+    ):
+        raise ValueError("it is damaged: a torch.Size that is none")
     return torch.Size(sizes)
 
 
@@ -425,7 +448,7 @@ def _storage_of(data: Any) -> Storage:
     if data[:1] != ("storage",) or not 5 <= len(data) <= 6:
         raise ValueError("it is damaged, or holds a pickled module: save its state_dict")
     _, kind, key, _, size, view = (*data, None)[:6]
-    dtype = _STORAGES.get(_checked(kind, _Name).removeprefix(_STORAGE))
+    dtype = _STORAGES.get(_checked(kind, _GlobalName).removeprefix(_STORAGE))
     if dtype is None or type(key) is not str:
         raise ValueError("it is damaged: a storage without a type or a name")
     start, count = (0, size) if view is None else _checked(view, tuple)[1:]
