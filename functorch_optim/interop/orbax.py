@@ -74,7 +74,11 @@ def as_state_dict(restored: Mapping[str, Any]) -> dict[str, Any]:
 
     Returns:
       The dict that `load_state_dict` takes.
+
+    Raises:
+      ValueError: it is not what a state_dict of an optimizer is restored to.
     """
+    _check_restored(restored)
     return {
         "state": {int(key): dict(entry) for key, entry in restored["state"].items()},
         "param_groups": [
@@ -82,6 +86,29 @@ def as_state_dict(restored: Mapping[str, Any]) -> dict[str, Any]:
             for group in restored["param_groups"]
         ],
     }
+
+
+def _check_restored(restored: Any) -> None:
+    if not isinstance(restored, Mapping) or not {"state", "param_groups"} <= restored.keys():
+        raise ValueError(
+            "as_state_dict takes a mapping with the 'state' and the 'param_groups' of an "
+            f"optimizer's state_dict, but got {_kind(restored)}"
+        )
+    state, groups = restored["state"], restored["param_groups"]
+    if not isinstance(state, Mapping):
+        raise ValueError(f"the 'state' is a dict by parameter, but got {_kind(state)}")
+    for key, entry in state.items():
+        if not str(key).isdecimal() or not isinstance(entry, Mapping):
+            raise ValueError(
+                "the 'state' has a dict for the id of each parameter, but got "
+                f"{_kind(entry)} for {key!r}"
+            )
+    if not isinstance(groups, list | tuple) or not all(isinstance(x, Mapping) for x in groups):
+        raise ValueError(f"the 'param_groups' are a list of dicts, but got {_kind(groups)}")
+
+
+def _kind(x: Any) -> str:
+    return f"a mapping of {[*x]}" if isinstance(x, Mapping) else f"a {type(x).__name__}"
 
 
 def _option(name: str, value: Any) -> Any:

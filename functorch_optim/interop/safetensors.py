@@ -19,7 +19,8 @@ import ml_dtypes
 import numpy as np
 
 from functorch_optim.core.arithmetic import float_dtype
-from functorch_optim.interop import whole_files as files
+from functorch_optim.interop import whole_files
+from functorch_optim.interop.untrusted import ClippedReader, check_level, check_max_bytes, told_as
 from functorch_optim.stateful.parameter import Parameter
 
 try:
@@ -57,51 +58,62 @@ _DICTS = {"dict": dict, "OrderedDict": collections.OrderedDict, "Counter": colle
 _ANYTHING: Any = object()  # no `like` was given
 
 
-def save_state(path: files.Path, state_dict: Any) -> None:
+def save_state(path: whole_files.FilePath, state_dict: Any) -> None:
     """Saves any nested value of arrays, numbers, strings, `None`, dicts, lists and tuples.
 
     Also a pure pair's state, or any other pytree: see `load_state(path, like=state)`. The file is
-    written beside `path` and then put in its place: whatever happens, a whole file is there.
+    written beside `path` and then put in its place: whatever happens, a whole file is there. It
+    keeps the mode of an old one.
 
     Args:
-      path: the file.
+      path: the file. Where it is a symbolic link, the file it points to is replaced.
       state_dict: jax and numpy arrays of any dtype, and random keys. Keys of dicts are strings,
         numbers, `None`, or tuples of them.
 
     Raises:
       TypeError: something else; the message says where. Nothing is written then.
+      ValueError: it is nested deeper than 100 levels, or contains itself.
+      OSError: the file cannot be written: its path, and why. The old one is still there.
     """
     writer = _Writer()
     structure = writer.node(state_dict, ())
     metadata = {_VERSION_KEY: VERSION, _STRUCTURE_KEY: json.dumps(structure, allow_nan=False)}
     data = safetensors.numpy.save(writer.arrays, metadata)
-    files.write_atomically(path, lambda file: file.write(data))
+    whole_files.write_atomically(path, lambda file: file.write(data))
 
 
-def load_state(path: files.Path, like: Any = _ANYTHING) -> Any:
+def load_state(
+    path: whole_files.FilePath, like: Any = _ANYTHING, max_bytes: int | None = None
+) -> Any:
     """What `save_state` saved: the same containers, numbers and dtypes.
 
     Arrays come back as jax arrays (numpy arrays as numpy arrays). A 64-bit jax array is a numpy
     array where JAX's 64-bit types are off.
 
+    A file may come from anybody. The format has no way to hold more numbers than bytes, or to
+    mention a tensor twice, so its memory is in proportion; it may be nested 100 levels deep.
+
     Args:
       path: the file.
       like: a value of the same structure, as a fresh `tx.init(params)`. Needed for named tuples and
         other pytrees, whose classes are taken from it. Structure, shapes and dtypes must be its.
+      max_bytes: how large the file may be, and so its arrays together; any size if not given.
 
     Raises:
-      ValueError: the file is damaged, was not written by `save_state` or by a newer release, or
-        does not fit `like`; the message says where.
+      ValueError: the file is damaged, was not written by `save_state` or by a newer release, is
+        larger than `max_bytes`, or does not fit `like`; the message says where.
+      OSError: the system's, as FileNotFoundError.
     """
-    with open(path, "rb") as file:
+    check_max_bytes(max_bytes)
+    name = os.fsdecode(path)
+    with ClippedReader(os.fspath(path)) as file:
+        if max_bytes is not None and file.size > max_bytes:
+            raise ValueError(f"{name} has {file.size} bytes, more than max_bytes={max_bytes}")
         data = file.read()
-    name = os.fspath(path)
-    try:
+    with told_as(f"{name} is damaged, or no safetensors file"):
         tensors = dict(safetensors.deserialize(data))
         length = int.from_bytes(data[:8], "little")
-        metadata = json.loads(data[8 : 8 + length]).get("__metadata__", {})
-    except (safetensors.SafetensorError, ValueError) as error:
-        raise ValueError(f"{name} is damaged, or no safetensors file: {error}") from error
+        metadata = json.loads(data[8 : 8 + length]).get("__metadata__") or {}
     version = metadata.get(_VERSION_KEY)
     if version is None or _STRUCTURE_KEY not in metadata:
         raise ValueError(f"{name} was not written by save_state: its metadata has no structure")
@@ -110,13 +122,13 @@ def load_state(path: files.Path, like: Any = _ANYTHING) -> Any:
             f"{name} has layout version {version!r}, this release reads {VERSION!r}: it was "
             "written by a newer one"
         )
-    try:
+    with told_as(f"{name}: its structure is damaged"):
         structure = json.loads(metadata[_STRUCTURE_KEY])
-        return _Reader(tensors).value(structure, like, ())
-    except _Misfit as error:
-        raise ValueError(f"{name}: {error}") from None
-    except (KeyError, TypeError, AttributeError, IndexError, json.JSONDecodeError) as error:
-        raise ValueError(f"{name}: its structure is damaged: {error!r}") from error
+        try:
+            return _Reader(tensors).value(structure, like, ())
+        except _Misfit as error:
+            misfit = str(error)
+    raise ValueError(f"{name}: {misfit}")
 
 
 class _Misfit(Exception):
@@ -141,6 +153,7 @@ class _Writer:
         self.arrays: dict[str, np.ndarray] = {}
 
     def node(self, x: Any, path: Path) -> Any:
+        check_level(len(path), "the value")
         if isinstance(x, jax.Array | np.ndarray | np.generic):
             return self._array(x, path)
         kind = type(x)
@@ -188,8 +201,7 @@ class _Writer:
         kind = "array" if isinstance(x, jax.Array) else "numpy"
         kind = "scalar" if isinstance(x, np.generic) else kind
         array = np.array(x, order="C")
-        unknown = array.dtype.kind in "SUMmV" and not hasattr(ml_dtypes, array.dtype.name)
-        if array.dtype.hasobject or unknown:
+        if not _is_saved(array.dtype):
             raise TypeError(f"{_dotted(path)}: an array of {array.dtype} cannot be saved")
         array = array.astype(array.dtype.newbyteorder("="))
         dtype = array.dtype.name
@@ -205,6 +217,13 @@ class _Writer:
         return {kind: [name, dtype]}
 
 
+def _is_saved(dtype: np.dtype) -> bool:
+    """Whether arrays of this dtype can be saved: what jax has, of at most 64 bits a number."""
+    if dtype.kind not in "biufc":
+        return hasattr(ml_dtypes, dtype.name)
+    return dtype.itemsize <= (16 if dtype.kind == "c" else 8)
+
+
 def _one_level(x: Any) -> tuple[list[Any], Any]:
     """The children of a pytree node, and what makes a node like it of others."""
     children, treedef = jax.tree.flatten(x, is_leaf=lambda y: y is not x)
@@ -215,9 +234,10 @@ class _Reader:
     """From JSON and arrays to the value."""
 
     def __init__(self, tensors: Mapping[str, Mapping[str, Any]]):
-        self._tensors = tensors
+        self._unused = dict(tensors)
 
     def value(self, node: Any, like: Any, path: Path) -> Any:
+        check_level(len(path), "it")
         if not isinstance(node, dict):
             if not isinstance(node, list):
                 _check_leaf(node, like, path)
@@ -243,9 +263,9 @@ class _Reader:
         if kind == "float":
             return float(content)
         if kind == "complex":
-            real, imaginary = (self.value(x, _ANYTHING, ()) for x in content)
+            real, imaginary = (float(x["float"] if isinstance(x, dict) else x) for x in content)
             return complex(real, imaginary)
-        raise KeyError(kind)
+        raise ValueError(f"it has the unknown kind {kind!r}")
 
     def _items(self, items: list[Any], like: Any, kind: Any, path: Path) -> list[Any]:
         likes = [_ANYTHING] * len(items)
@@ -298,19 +318,32 @@ class _Reader:
             impl, ((data_kind, data),) = content[0], content[1].items()
             return jax.random.wrap_key_data(jnp.asarray(self._array(data_kind, data)), impl=impl)
         name, dtype = content
-        entry = self._tensors[name]
+        # Once only: a small file could mention a large tensor often.
+        entry = self._unused.pop(name, None)
+        if entry is None:
+            raise ValueError(f"tensor {name!r} is missing, or mentioned twice")
         stored = np.dtype(_FORMAT_DTYPES[entry["dtype"]])
         array = np.frombuffer(entry["data"], stored).reshape(entry["shape"]).copy()
         if array.dtype.name != dtype:
-            wanted = np.dtype(dtype)
+            wanted = _dtype(dtype)
             is_complex = np.issubdtype(wanted, np.complexfloating)
             array = array.view(wanted)[..., 0] if is_complex else array.view(wanted)
+        if kind == "scalar" and array.ndim:
+            raise ValueError(f"the scalar {name!r} has the shape {array.shape}")
         if kind == "scalar":
             return array[()]
         wide = array.dtype.itemsize >= (16 if np.iscomplexobj(array) else 8)
         if kind == "numpy" or (wide and float_dtype().itemsize < 8):
             return array
         return jnp.array(array)
+
+
+def _dtype(name: str) -> np.dtype:
+    """numpy's dtype of this name; none of its other notations, which may hold anything."""
+    dtype = np.dtype(name)
+    if dtype.name != name or not _is_saved(dtype):
+        raise ValueError(f"it has an array of {name!r}")
+    return dtype
 
 
 def _check_leaf(value: Any, like: Any, path: Path) -> None:

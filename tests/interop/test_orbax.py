@@ -188,3 +188,20 @@ def test_carried_over_of_plain_numbers() -> None:
     assert merged["n"] == 3
     np.testing.assert_array_equal(merged["x"], [1, 1])
     assert report == (("n", "x"), (), ())
+
+
+@pytest.mark.parametrize(
+    ("restored", "words"),
+    [
+        (None, "but got a NoneType"),
+        ({"state": {}}, r"but got a mapping of \['state'\]"),
+        ({"state": [], "param_groups": []}, "the 'state' is a dict by parameter, but got a list"),
+        ({"state": {"x": {}}, "param_groups": []}, "but got a mapping of .* for 'x'"),
+        ({"state": {"0": None}, "param_groups": []}, "but got a NoneType for '0'"),
+        ({"state": {}, "param_groups": {}}, "are a list of dicts, but got a mapping of"),
+        ({"state": {}, "param_groups": [1]}, "are a list of dicts, but got a list"),
+    ],
+)
+def test_what_is_no_state_dict_is_refused(restored: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        as_state_dict(restored)

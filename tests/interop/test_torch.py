@@ -236,7 +236,7 @@ def test_a_missing_file_is_pythons_error(tmp_path: Path) -> None:
     ("state", "where"),
     [
         ({"a": [1, len]}, r"the state_dict\['a'\]\[1\] is a builtins\.builtin_function"),
-        ({Pair(1, 2): 3}, r"a key of the state_dict is a tests\.test_interop_torch\.Pair"),
+        ({Pair(1, 2): 3}, r"a key of the state_dict is a tests\.interop\.test_torch\.Pair"),
         ({"x": Path("x")}, r"is a pathlib\.PosixPath"),
     ],
 )

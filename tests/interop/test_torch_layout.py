@@ -270,7 +270,7 @@ def test_a_transposed_adafactor_swaps_rows_and_columns(x64: None) -> None:
 
 def test_an_adafactor_batch_of_transposed_matrices(x64: None) -> None:
     axes = (1, 0, 3, 2)
-    batch = interop.Transform(
+    batch = interop.LayoutChange(
         "batch", lambda x: np.transpose(x, axes), lambda x: np.transpose(x, axes), lambda n: axes
     )
     adafactor((2, 3, 4, 5), batch)
@@ -396,8 +396,13 @@ def test_of_weights_a_function_may_compute() -> None:
 
 
 def test_what_is_no_transform_is_refused() -> None:
-    with pytest.raises(TypeError, match="a transform is a Transform or a pair"):
+    with pytest.raises(TypeError, match="a transform is a LayoutChange or a pair"):
         interop.weights_from_torch({"w": torch.ones(2)}, transforms=[("w", np.transpose)])
+
+
+def test_a_layout_change_has_its_former_name_too() -> None:
+    assert interop.Transform is interop.LayoutChange
+    assert isinstance(interop.linear, interop.Transform)
 
 
 def test_state_of_other_shapes_than_the_parameters_stays_or_is_refused() -> None:

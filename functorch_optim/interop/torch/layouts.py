@@ -16,7 +16,7 @@ Move = Callable[[Any], Any]
 
 
 @dataclasses.dataclass(frozen=True)
-class Transform:
+class LayoutChange:
     """How a parameter in torch's layout becomes one in ours, and back.
 
     Attributes:
@@ -33,8 +33,8 @@ class Transform:
     axes: Callable[[int], Shape] | None = None
 
 
-def _transposition(name: str, axes: Callable[[int], Shape]) -> Transform:
-    return Transform(
+def _transposition(name: str, axes: Callable[[int], Shape]) -> LayoutChange:
+    return LayoutChange(
         name,
         lambda x: np.transpose(x, axes(np.ndim(x))),
         lambda x: np.transpose(x, np.argsort(axes(np.ndim(x)))),
@@ -76,10 +76,10 @@ linear = _transposition("linear", _linear_axes)
 conv = _transposition("conv", _conv_axes)
 # (in, out, *spatial) -> (*spatial, in, out), and mirrored: torch's is the transpose of a
 # convolution, flax's and `jax.lax.conv_transpose` are convolutions of a dilated input.
-conv_transpose = Transform("conv_transpose", _from_conv_transpose, _to_conv_transpose)
+conv_transpose = LayoutChange("conv_transpose", _from_conv_transpose, _to_conv_transpose)
 
 
-def flattened_linear(channels: int, *spatial: int) -> Transform:
+def flattened_linear(channels: int, *spatial: int) -> LayoutChange:
     """For the first linear layer behind a flattened image: also its inputs change their order.
 
     torch flattens (channels, *spatial), JAX's libraries (*spatial, channels).
@@ -97,21 +97,23 @@ def flattened_linear(channels: int, *spatial: int) -> Transform:
         image = np.reshape(x, (*spatial, channels, np.shape(x)[-1]))
         return np.reshape(np.moveaxis(image, (-2, -1), (1, 0)), (np.shape(x)[-1], -1))
 
-    return Transform(f"flattened_linear{(channels, *spatial)}", forward, inverse)
+    return LayoutChange(f"flattened_linear{(channels, *spatial)}", forward, inverse)
 
 
-def as_transform(value: Any) -> Transform:
-    """A Transform; a pair of functions becomes one.
+def as_layout_change(value: Any) -> LayoutChange:
+    """A LayoutChange; a pair of functions becomes one.
 
     Raises:
       TypeError: something else.
     """
-    if isinstance(value, Transform):
+    if isinstance(value, LayoutChange):
         return value
     if isinstance(value, tuple) and len(value) == 2 and all(map(callable, value)):
         name = getattr(value[0], "__name__", "a function")
-        return Transform("a function" if name == "<lambda>" else name, *value)
-    raise TypeError(f"a transform is a Transform or a pair (function, inverse), but got {value!r}")
+        return LayoutChange("a function" if name == "<lambda>" else name, *value)
+    raise TypeError(
+        f"a transform is a LayoutChange or a pair (function, inverse), but got {value!r}"
+    )
 
 
 def applied(function: Move, array: Any, where: str) -> np.ndarray:
@@ -136,9 +138,9 @@ def shape_after(function: Move, shape: Shape, where: str) -> Shape:
 
 
 def moved_entries(
-    entries: Mapping[str, Any], transform: Transform, to_ours: bool, where: str
+    entries: Mapping[str, Any], transform: LayoutChange, to_ours: bool, where: str
 ) -> dict[str, Any]:
-    """A parameter's dict of an optimizer's state in the other layout.
+    """A parameter's dict of an optimizer's state in the other layouts.
 
     Entries of the parameter's shape move as it does, numbers and 0-d arrays stay. Adafactor's means
     over rows and columns change places with them.
@@ -184,7 +186,7 @@ def entries_shape(entries: Mapping[str, Any]) -> Shape | None:
 
 
 def _moved_means(
-    row: Any, col: Any, transform: Transform, to_ours: bool, where: str
+    row: Any, col: Any, transform: LayoutChange, to_ours: bool, where: str
 ) -> dict[str, Any]:
     """Adafactor's row_var (..., n, 1) and col_var (..., 1, m) of a parameter (..., n, m)."""
     ndim = np.ndim(row)
@@ -207,7 +209,7 @@ def _moved_means(
     )
 
 
-def check_moves(transform: Transform, shape: Shape, to_ours: bool, where: str) -> None:
+def check_moves(transform: LayoutChange, shape: Shape, to_ours: bool, where: str) -> None:
     """Raises ValueError unless a transform only moves numbers (zeros may be added) and can undo it.
 
     Args:
@@ -231,76 +233,3 @@ def check_moves(transform: Transform, shape: Shape, to_ours: bool, where: str) -
             f"{where}: {transform.name} does more than move numbers, so an optimizer's buffers "
             "cannot follow it"
         )
-
-
-# L-BFGS: vectors of all parameters, one behind the other.
-_VECTORS = "d", "prev_flat_grad"
-_LISTS = "old_dirs", "old_stps"
-
-
-def is_flat(entries: Mapping[str, Any]) -> bool:
-    """Whether a state is that of L-BFGS, which holds vectors of all parameters."""
-    return "func_evals" in entries
-
-
-def moved_vectors(entries: Mapping[str, Any], index: np.ndarray) -> dict[str, Any]:
-    """L-BFGS' state with the numbers of each vector taken from these places.
-
-    Raises:
-      ValueError: the vectors have another length.
-    """
-
-    def taken(x: Any) -> np.ndarray:
-        x = np.asarray(x)
-        if x.shape != index.shape:
-            raise ValueError(
-                f"the state of L-BFGS has vectors of {x.size} numbers, the parameters {index.size}"
-            )
-        return x[index]
-
-    moved = dict(entries)
-    for name in _VECTORS:
-        if entries.get(name) is not None:
-            moved[name] = taken(entries[name])
-    for name in _LISTS:
-        if entries.get(name) is not None:
-            moved[name] = [taken(x) for x in entries[name]]
-    return moved
-
-
-@dataclasses.dataclass(frozen=True)
-class Piece:
-    """A parameter's part of a vector: its shape in the layout it comes from, and how it moves."""
-
-    shape: Shape
-    function: Move
-    complex: bool
-    where: str
-
-    @property
-    def size(self) -> int:
-        """Its length in the vector; a complex number is two."""
-        return int(np.prod(self.shape)) * (2 if self.complex else 1)
-
-    def places(self) -> np.ndarray:
-        """Where each number of the moved part comes from in this part."""
-        size = int(np.prod(self.shape))
-        numbered = np.arange(size, dtype=np.int32).reshape(self.shape)
-        moved = applied(self.function, numbered, self.where).reshape(-1)
-        if not np.array_equal(np.sort(moved), numbered.reshape(-1)):
-            raise ValueError(f"{self.where}: its transform does more than move numbers")
-        return np.stack([2 * moved, 2 * moved + 1], axis=-1).reshape(-1) if self.complex else moved
-
-
-def places(source: Sequence[Any], target: Sequence[Any], pieces: Mapping[Any, Piece]) -> np.ndarray:
-    """Where each number of the new vector comes from in the old one.
-
-    Args:
-      source: the keys of the parameters in the old order.
-      target: in the new order.
-      pieces: the parts, by key.
-    """
-    ends = np.cumsum([pieces[key].size for key in source])
-    starts = {key: int(end) - pieces[key].size for key, end in zip(source, ends, strict=True)}
-    parts = [starts[key] + pieces[key].places() for key in target]
-    return np.concatenate(parts) if parts else np.zeros(0, np.int64)
