@@ -185,7 +185,7 @@ def test_dtypes_are_kept(dtype: str) -> None:
     for x, y in zip(jax.tree.leaves(narrow), jax.tree.leaves(exact), strict=True):
         np.testing.assert_allclose(x.astype(np.float32), y.astype(np.float32), rtol=0.02)
     assert {updates.dtype, state.exp_avg.dtype, state.exp_avg_sq.dtype} == {jnp.dtype(dtype)}
-    assert state.step.dtype == np.float32
+    assert state.step.dtype == np.int32
 
 
 def test_scan_vmap_and_derivatives(x64: None) -> None:

@@ -9,8 +9,8 @@ import pytest
 
 import functorch_optim as fo
 from tests.support.problems import Tree, at, problem, types
-from tests.tables.algorithms import Algorithm
-from tests.tables.every_algorithm import TABLE
+from tests.tables.algorithm import Algorithm
+from tests.tables.algorithms import TABLE
 
 STEPS = 3
 
