@@ -193,6 +193,7 @@ def test_scan_vmap_and_derivatives(x64: None) -> None:
     every = [bcoo(data, ids) for data, ids in gradients(5)]
     stacked = jax.tree.map(lambda *xs: jnp.stack(xs), *every)
 
+    @jax.jit
     def run(p: Any, lr: Any, grads: Any) -> Any:
         tx = sparse_adam(lr)
 
@@ -219,10 +220,11 @@ def test_scan_vmap_and_derivatives(x64: None) -> None:
     )
     batched = BCOO((data, indices), shape=(2, *SHAPE))
 
+    @jax.jit
     def update(g: Any, p: Any) -> Any:
         return tx.update(g, tx.init(p), p)
 
-    updates, state = jax.vmap(update)(batched, tables)
+    updates, state = jax.jit(jax.vmap(update))(batched, tables)
     assert isinstance(updates, BCOO)
     for i in range(2):
         alone, its_state = update(every[i], tables[i])
