@@ -21,7 +21,8 @@ from tests.support.parity import (
     flat,
     inputs,
 )
-from tests.tables.algorithms import TABLE, Algorithm, Kwargs, case_id  # path set above
+from tests.tables.algorithm import Algorithm, Kwargs, case_id  # path set above
+from tests.tables.algorithms import OF_TORCH
 
 
 def torch_result(row: Algorithm, case: Kwargs, dtype: str) -> Result:
@@ -46,7 +47,7 @@ def torch_result(row: Algorithm, case: Kwargs, dtype: str) -> Result:
 
 
 def main(names: list[str]) -> None:
-    for row in TABLE:
+    for row in OF_TORCH:
         if names and row.name not in names:
             continue
         runs = {

@@ -1,6 +1,6 @@
 """Records torch's runs of L-BFGS: `python tests/golden/record_lbfgs.py`. Needs torch.
 
-Writes tests/golden/lbfgs.npz: for each case a row per update, as tests/lbfgs_cases.py lays it out.
+Writes tests/golden/lbfgs.npz: for each case a row per update, as tests/tables/lbfgs.py lays it out.
 """
 
 from __future__ import annotations

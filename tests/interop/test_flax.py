@@ -17,7 +17,7 @@ import pytest
 import functorch_optim as fo
 import functorch_optim.stateful as optim
 from tests.support.problems import assert_trees_close, at, problem
-from tests.tables.every_algorithm import TABLE as ALGORITHMS
+from tests.tables.algorithms import TABLE as ALGORITHMS
 from tests.tables.transforms import TABLE as TRANSFORMS
 
 pytest.importorskip("flax")

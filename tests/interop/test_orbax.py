@@ -15,7 +15,7 @@ import functorch_optim as fo
 import functorch_optim.stateful as optim
 from functorch_optim.interop.orbax import as_state_dict, carried_over
 from tests.support.problems import assert_trees_close, at, problem
-from tests.tables.every_algorithm import TABLE as ALGORITHMS
+from tests.tables.algorithms import TABLE as ALGORITHMS
 from tests.tables.transforms import TABLE as TRANSFORMS
 
 ocp = pytest.importorskip("orbax.checkpoint")

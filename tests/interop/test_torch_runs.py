@@ -14,13 +14,14 @@ import pytest
 
 import functorch_optim.stateful as optim
 from functorch_optim.stateful.classes import SparseAdam
-from tests.tables.algorithms import TABLE, Algorithm
+from tests.tables.algorithm import Algorithm
+from tests.tables.algorithms import OF_TORCH as ROWS
 
 torch = pytest.importorskip("torch")
 interop = importlib.import_module("functorch_optim.interop.torch")
 
 K = 5  # steps in each place
-ROWS = [row for row in TABLE if row.torch_class is not None]
+
 assert {row.torch_class for row in ROWS} >= set(
     [
         "SGD",

@@ -26,8 +26,8 @@ from tests.support.problems import (
     problem,
     types,
 )
-from tests.tables.algorithms import Algorithm
-from tests.tables.every_algorithm import over_table
+from tests.tables.algorithm import Algorithm
+from tests.tables.algorithms import over_table
 
 
 def bare_problem(row: Algorithm) -> tuple[jax.Array, jax.Array]:
@@ -63,7 +63,7 @@ class Traced:
 def test_state_has_torchs_fields_in_torchs_order(row: Algorithm) -> None:
     state = row.pair().init({"w": jnp.ones((2, 3))})
     assert state._fields == row.state
-    assert (state.step.dtype, state.step.shape) == (jnp.float32, ())
+    assert (state.step.dtype, state.step.shape) == (jnp.int32, ())
     assert float(state.step) == 0
 
 

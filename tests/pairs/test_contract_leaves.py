@@ -25,8 +25,8 @@ from tests.support.problems import (
     problem,
     types,
 )
-from tests.tables.algorithms import Algorithm
-from tests.tables.every_algorithm import TABLE, over_table
+from tests.tables.algorithm import Algorithm
+from tests.tables.algorithms import TABLE, over_table
 
 F32 = jnp.float32
 
@@ -59,7 +59,7 @@ def check_dtypes(row: Algorithm, dtype: str) -> None:
         params = jax.eval_shape(fo.apply_updates, params, updates)
         for x in (updates, params, *buffers(row, state).values()):
             assert (x.dtype, x.weak_type) == (np.dtype(dtype), False)
-        assert (state.step.dtype, state.step.weak_type) == (np.float32, False)
+        assert (state.step.dtype, state.step.weak_type) == (np.int32, False)
 
 
 @over_dtypes(lambda row: tuple(d for d in all_dtypes(row) if d != "float64"))
@@ -218,7 +218,7 @@ TREES: dict[str, Callable[[Any, Any], Tree]] = {
 @pytest.mark.parametrize("kind", TREES)
 @over_table
 def test_any_container_holds_parameters(row: Algorithm, kind: str) -> None:
-    """The numbers are those of the bare arrays, and every tree keeps its structure."""
+    """The numbers are those of a dict, and every tree keeps its structure."""
     build = TREES[kind]
     params, grads = problem()
     a, b = params["kernel"], params["rest"][0]
@@ -229,8 +229,15 @@ def test_any_container_holds_parameters(row: Algorithm, kind: str) -> None:
     for other in (final, updates, *(getattr(state, n) for n in row.state)):
         if other is not None and not isinstance(other, jax.Array):  # a buffer, not a number
             assert jax.tree.structure(other) == structure
-    bare = loop(tx, a, grads["kernel"])[0], loop(tx, b, grads["rest"][0])[0]
-    assert_trees_close(tuple(jax.tree.leaves(final)), bare, 0.0)
+    wanted, _ = loop(tx, params, grads)
+    assert_trees_close(jax.tree.leaves(final), jax.tree.leaves(wanted), 0.0)
+
+
+@over_table
+def test_an_array_alone_is_a_tree_too(row: Algorithm) -> None:
+    params, grads = (tree["kernel"] for tree in problem())
+    in_a_list, _ = loop(row.pair(), [params], [grads])
+    assert_trees_close([loop(row.pair(), params, grads)[0]], in_a_list, 0.0)
 
 
 @pytest.mark.parametrize("empty", [{}, (), [], {"layer": {}}], ids=str)
@@ -254,7 +261,7 @@ def test_a_sparse_gradient_gives_what_the_dense_one_gives(row: Algorithm) -> Non
         sparse.BCOO((jnp.asarray([[1.5, 1.5], [0.5, 0.5], [7.0, 7.0]]), twice), shape=(3, 2)),
     )
     plain = {name: 0 for name in ("weight_decay", "momentum", "dampening") if name in row.typical}
-    refuses_decay = not row.factory.rule.sparse_decay
+    refuses_decay = not row.factory.rule.sparse.with_decay
     for tx, rows_only in ((row.pair(**plain), True), (row.pair(), False)):
         if refuses_decay and not rows_only:
             continue
@@ -281,7 +288,16 @@ def test_without_params_the_updates_are_the_same(row: Algorithm) -> None:
         assert_trees_close((updates, without), (wanted, with_), 0.0)
 
 
-@over_table
+@pytest.mark.parametrize(
+    "row", [r for r in TABLE if r.without_params is None], ids=lambda r: r.name
+)
+def test_params_are_needed_without_weight_decay_too(row: Algorithm) -> None:
+    tx, p = row.pair(weight_decay=0), jnp.ones(3)
+    with pytest.raises(ValueError, match=r"^\w+: the argument `params` of update is missing"):
+        tx.update(p, tx.init(p))
+
+
+@pytest.mark.parametrize("row", [r for r in TABLE if r.by_leaf], ids=lambda r: r.name)
 def test_leaves_do_not_see_each_other(row: Algorithm) -> None:
     """Random trees with random holes: every leaf gets the update that it gets alone."""
     tx = row.pair()

@@ -10,8 +10,8 @@ import pytest
 from jax.experimental import sparse
 
 import functorch_optim as fo
-from tests.tables.algorithms import TWO, Algorithm, Kwargs, case_id
-from tests.tables.every_algorithm import OF_TORCH, TABLE, over_table
+from tests.tables.algorithm import TWO, Algorithm, Kwargs, case_id
+from tests.tables.algorithms import OF_TORCH, TABLE, over_table
 
 
 def over_errors(table: tuple[Algorithm, ...]) -> Any:

@@ -23,13 +23,14 @@ from tests.support.parity import (
     run_with_two_pairs,
     unflat,
 )
-from tests.tables.algorithms import TABLE, Algorithm, Kwargs, case_id, over_table
+from tests.tables.algorithm import Algorithm, Kwargs, case_id
+from tests.tables.algorithms import OF_TORCH, over_torch
 
 over_cases = pytest.mark.parametrize(
     ("row", "case"),
     [
         pytest.param(row, case, id=f"{row.name}-{case_id(case)}")
-        for row in TABLE
+        for row in OF_TORCH
         for case in row.cases
     ],
 )
@@ -70,7 +71,7 @@ def test_float32_agrees_with_torch(row: Algorithm, case: Kwargs) -> None:
         assert_close(result[where], wanted, row.rtol32, f"{row.name} {case} {where}")
 
 
-@over_table
+@over_torch
 def test_torch_still_computes_what_was_recorded(row: Algorithm) -> None:
     pytest.importorskip("torch", reason="compares the recorded results with torch's own")
     from tests.golden.record import torch_result
@@ -82,13 +83,13 @@ def test_torch_still_computes_what_was_recorded(row: Algorithm) -> None:
             assert_close(flat(result), wanted, rtol, f"{row.name} {case} {dtype}")
 
 
-@over_table
+@over_torch
 def test_nothing_is_recorded_that_no_case_compares(row: Algorithm) -> None:
     keys = {f"{case_id(case)}/{dtype}" for case in row.cases for dtype in STEPS}
     assert set(recording(row.name)) == keys, "run `python tests/golden/record.py` again"
 
 
-@over_table
+@over_torch
 def test_arguments_and_their_defaults_are_torchs(row: Algorithm) -> None:
     torch = pytest.importorskip("torch", reason="compares signatures with torch's")
     theirs = inspect.signature(getattr(torch.optim, row.torch_class)).parameters

@@ -299,10 +299,16 @@ class TestApplyUpdates:
     def test_batched_and_elementwise_formats(self) -> None:
         x = numbers(5, (3, 4, 2)) * (numbers(6, (3, 4, 2)) > 0)
         for n_batch, n_dense in ((0, 0), (0, 1), (0, 2), (1, 0), (1, 1)):
-            update = BCOO.fromdense(jnp.asarray(x), n_batch=n_batch, n_dense=n_dense)
-            np.testing.assert_allclose(fo.apply_updates(jnp.ones((3, 4, 2)), update), 1 + x)
-            signs = fo.sign().update(update, fo.EmptyState())[0]
-            np.testing.assert_array_equal(dense(signs), np.sign(x))
+
+            @jax.jit  # the conversion alone is dozens of small programs
+            def both(x: Any, n_batch: int = n_batch, n_dense: int = n_dense) -> Any:
+                update = BCOO.fromdense(x, nse=x.size, n_batch=n_batch, n_dense=n_dense)
+                signs = fo.sign().update(update, fo.EmptyState())[0]
+                return fo.apply_updates(jnp.ones((3, 4, 2)), update), signs.todense()
+
+            added, signs = both(jnp.asarray(x))
+            np.testing.assert_allclose(added, 1 + x)
+            np.testing.assert_array_equal(signs, np.sign(x))
 
 
 class TestStateful:

@@ -185,7 +185,7 @@ def test_dtypes_are_kept(dtype: str) -> None:
     for x, y in zip(jax.tree.leaves(narrow), jax.tree.leaves(exact), strict=True):
         np.testing.assert_allclose(x.astype(np.float32), y.astype(np.float32), rtol=0.02)
     assert {updates.dtype, state.exp_avg.dtype, state.exp_avg_sq.dtype} == {jnp.dtype(dtype)}
-    assert state.step.dtype == np.float32
+    assert state.step.dtype == np.int32
 
 
 def test_scan_vmap_and_derivatives(x64: None) -> None:
@@ -193,6 +193,7 @@ def test_scan_vmap_and_derivatives(x64: None) -> None:
     every = [bcoo(data, ids) for data, ids in gradients(5)]
     stacked = jax.tree.map(lambda *xs: jnp.stack(xs), *every)
 
+    @jax.jit
     def run(p: Any, lr: Any, grads: Any) -> Any:
         tx = sparse_adam(lr)
 
@@ -219,10 +220,11 @@ def test_scan_vmap_and_derivatives(x64: None) -> None:
     )
     batched = BCOO((data, indices), shape=(2, *SHAPE))
 
+    @jax.jit
     def update(g: Any, p: Any) -> Any:
         return tx.update(g, tx.init(p), p)
 
-    updates, state = jax.vmap(update)(batched, tables)
+    updates, state = jax.jit(jax.vmap(update))(batched, tables)
     assert isinstance(updates, BCOO)
     for i in range(2):
         alone, its_state = update(every[i], tables[i])

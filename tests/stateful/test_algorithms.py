@@ -14,7 +14,8 @@ import pytest
 import functorch_optim as fo
 import functorch_optim.stateful as optim
 from tests.support.parity import assert_close
-from tests.tables.algorithms import Algorithm, over_table
+from tests.tables.algorithm import Algorithm
+from tests.tables.algorithms import over_torch
 
 STEPS = 6
 
@@ -46,7 +47,7 @@ def stepped(row: Algorithm) -> optim.Optimizer:
     return opt
 
 
-@over_table
+@over_torch
 def test_the_class_has_the_pairs_numbers(row: Algorithm, x64: None) -> None:
     params, grads = problem(row)
     tx = row.factory(**options(row))
@@ -58,7 +59,7 @@ def test_the_class_has_the_pairs_numbers(row: Algorithm, x64: None) -> None:
         assert_close(np.asarray(p), np.asarray(wanted), max(row.rtol64, 1e-12), row.name)
 
 
-@over_table
+@over_torch
 def test_numbers_change_without_a_compile_and_have_their_effect(row: Algorithm) -> None:
     opt, twin = stepped(row), stepped(row)
     _, grads = problem(row)
@@ -73,7 +74,7 @@ def test_numbers_change_without_a_compile_and_have_their_effect(row: Algorithm) 
     assert not np.array_equal(opt.params[-1], twin.params[-1])
 
 
-@over_table
+@over_torch
 def test_state_dict_round_trip_goes_on_identically(row: Algorithm, x64: None) -> None:
     opt = stepped(row)
     _, grads = problem(row)
@@ -88,7 +89,7 @@ def test_state_dict_round_trip_goes_on_identically(row: Algorithm, x64: None) ->
             np.testing.assert_array_equal(p, wanted)
 
 
-@over_table
+@over_torch
 def test_a_learning_rate_array_gives_the_same_numbers(row: Algorithm, x64: None) -> None:
     params, grads = problem(row)
     arrays = {**options(row), "lr": jnp.asarray(options(row)["lr"])}
@@ -120,7 +121,7 @@ def as_numpy(x: Any) -> Any:
     return x.numpy().copy() if hasattr(x, "numpy") else x
 
 
-@over_table
+@over_torch
 def test_state_dict_and_repr_are_torchs(row: Algorithm, x64: None) -> None:
     _, reference = in_torch(row)
     opt = stepped(row)
@@ -137,7 +138,7 @@ def test_state_dict_and_repr_are_torchs(row: Algorithm, x64: None) -> None:
             assert_close(actual, value.numpy(), max(row.rtol64, 1e-12), f"{row.name} {name}")
 
 
-@over_table
+@over_torch
 def test_torchs_checkpoint_goes_on_here(row: Algorithm, x64: None) -> None:
     theirs, reference = in_torch(row)
     cells = [optim.Parameter(p.detach().numpy().copy()) for p in theirs]

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import functorch_optim as fo
-from tests.tables.algorithms import Algorithm, Kwargs
+from tests.tables.algorithm import Algorithm, Kwargs
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 STEPS = {"float64": 50, "float32": 10}

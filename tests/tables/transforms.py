@@ -94,7 +94,6 @@ TABLE = (
         wraps=True,
         needs_params=True,
     ),
-    Transform("prodigy", lambda: fo.prodigy(d0=0.1, weight_decay=0.1), needs_params=True),
     Transform("clip_by_global_norm", lambda: fo.clip_by_global_norm(1.0)),
     Transform("scale", lambda: fo.scale(2.0)),
     Transform("scale_by_schedule", lambda: fo.scale_by_schedule(rising)),

@@ -14,8 +14,8 @@ import pytest
 
 import functorch_optim as fo
 from tests.support.problems import STEPS, Tree, assert_trees_close, at, problem, types
-from tests.tables.algorithms import Algorithm
-from tests.tables.every_algorithm import TABLE as ALGORITHMS
+from tests.tables.algorithm import Algorithm
+from tests.tables.algorithms import TABLE as ALGORITHMS
 from tests.tables.transforms import TABLE, Transform, over_transforms
 
 FLOAT0 = np.zeros((2, 3), jax.dtypes.float0)
