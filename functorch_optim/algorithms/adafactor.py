@@ -128,3 +128,4 @@ def adafactor(
     if is_number(d) and not d >= 1:  # type: ignore[operator]  # a number here
         raise ValueError(f"Clipping threshold d should be >= 1 but is: {d}")
     checks.at_least_zero("weight_decay", weight_decay, "weight_decay should be >= 0 but is")
+    checks.finite(weight_decay=weight_decay)

@@ -96,6 +96,5 @@ def adan(
     Raises:
       ValueError: a value out of its range; other than three betas.
     """
-    if len(betas) != 3:
-        raise ValueError(f"betas must be exactly 3 values, but got {len(betas)}")
     checks.adam_family(lr, betas, eps, weight_decay)
+    checks.finite(lr=lr, weight_decay=weight_decay)

@@ -93,3 +93,4 @@ def adopt(
     checks.adam_family(lr, betas, eps, weight_decay)
     if clip_exponent is not None:
         checks.at_least_zero("clip_exponent", clip_exponent, "Invalid clip_exponent value")
+    checks.finite(lr=lr, weight_decay=weight_decay)

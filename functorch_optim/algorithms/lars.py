@@ -106,5 +106,12 @@ def lars(
     checks.at_least_zero("weight_decay", weight_decay, "Invalid weight_decay value")
     checks.at_least_zero("trust_coefficient", trust_coefficient, "Invalid trust_coefficient value")
     checks.at_least_zero("eps", eps, "Invalid epsilon value")
+    checks.flag("nesterov", nesterov)
     if nesterov and not _has_momentum(momentum):
         raise ValueError("Nesterov momentum requires a momentum")
+    checks.finite(
+        lr=lr,
+        momentum=momentum,
+        weight_decay=weight_decay,
+        trust_coefficient=trust_coefficient,
+    )

@@ -25,9 +25,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from functorch_optim.algorithms import strong_wolfe
 from functorch_optim.core import checks, trees
+from functorch_optim.core.arithmetic import is_number
+from functorch_optim.core.counting import LAST, increment
 from functorch_optim.core.dtypes import from_real, real_dtype, to_real, widest
 from functorch_optim.core.equal_pairs import value_equal
 from functorch_optim.core.pair import (
@@ -421,7 +424,8 @@ def lbfgs(
         line_search_fn.
     """
     checks.learning_rate(lr)
-    if not isinstance(history_size, int) or history_size < 1:
+    is_count = isinstance(history_size, int | np.integer) and not isinstance(history_size, bool)
+    if not is_count or history_size < 1:
         raise ValueError(f"history_size should be a positive integer, but got {history_size!r}")
     values = {
         "lr": lr,
@@ -430,9 +434,15 @@ def lbfgs(
         "tolerance_grad": tolerance_grad,
         "tolerance_change": tolerance_change,
     }
-    for name, number in values.items():
-        if name != "max_eval" or number is not None:
-            checks.kind(name, number)
+    for name in ("lr", "tolerance_grad", "tolerance_change"):
+        checks.number_or_schedule(name, values[name])
+    checks.number_of_times("max_iter", max_iter)
+    if max_eval is not None:
+        checks.number_of_times("max_eval", max_eval)
+    if line_search_fn is not None:
+        checks.word("line_search_fn", line_search_fn)
+    checks.flag("stop_on_nan", stop_on_nan)
+    checks.finite(lr=lr)
 
     def init(params: Params) -> LBFGSState:
         layout = Layout(params)
@@ -500,10 +510,14 @@ def uses_search(line_search_fn: str | None) -> bool:
 def numbers_of(h: Any, dtype: Any) -> Numbers:
     """The hyperparameters as arrays: counts as integers, the others in the vectors' dtype."""
     max_eval = h.max_iter * 5 // 4 if h.max_eval is None else h.max_eval
+
+    def count(x: Any) -> jax.Array:
+        return jnp.asarray(min(x, LAST) if is_number(x) else x).astype(jnp.int32)
+
     return Numbers(
         jnp.asarray(h.lr, dtype),
-        jnp.asarray(h.max_iter, jnp.int32),
-        jnp.asarray(max_eval, jnp.int32),
+        count(h.max_iter),
+        count(max_eval),
         jnp.asarray(h.tolerance_grad, dtype),
         jnp.asarray(h.tolerance_change, dtype),
     )

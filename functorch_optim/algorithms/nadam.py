@@ -90,3 +90,4 @@ def nadam(
     """
     checks.adam_family(lr, betas, eps, weight_decay)
     checks.at_least_zero("momentum_decay", momentum_decay, "Invalid momentum_decay value")
+    checks.finite(lr=lr, weight_decay=weight_decay)

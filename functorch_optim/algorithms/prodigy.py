@@ -93,7 +93,7 @@ def scalars(
     beta1, beta2 = h.betas
     dlr = d * h.lr
     if steps_taken is not None:
-        taken = steps_taken + 1
+        taken = as_float(steps_taken) + 1
         dlr = dlr * sqrt(one_minus_power(beta2, taken)) / one_minus_power(beta1, taken)
     return StepNumbers(
         idle=jnp.asarray(h.lr <= 0),
@@ -134,7 +134,8 @@ def settle(s: StepNumbers, totals: Any) -> StepNumbers:
     def unless_held(new: Any, old: Any) -> jax.Array:
         return jnp.where(held, old, new)
 
-    taken = s.steps_taken
+    # Whole: a float32 would not count beyond 2**24.
+    taken = None if s.steps_taken is None else jnp.asarray(s.steps_taken).astype(jnp.int32)
     return s.with_(
         held=held,
         eps=d * s.eps,
@@ -233,6 +234,7 @@ def prodigy(
     checks.at_least_zero("growth_rate", growth_rate, "Invalid growth_rate value")
     if beta3 is not None:
         _check_beta3(beta3)
+    checks.finite(lr=lr, weight_decay=weight_decay, d0=d0, d_coef=d_coef)
 
 
 def _check_above_zero(name: str, value: Any, message: str) -> None:

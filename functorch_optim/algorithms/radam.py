@@ -98,3 +98,4 @@ def radam(
 ) -> None:
     """Rectified Adam, torch.optim.RAdam's update."""
     checks.adam_family(lr, betas, eps, weight_decay)
+    checks.finite(lr=lr, weight_decay=weight_decay)

@@ -69,10 +69,9 @@ def rprop(
       step_sizes: the smallest and the largest step size.
     """
     checks.learning_rate(lr)
-    for value in (*etas, *step_sizes):
-        checks.kind("etas and step_sizes", value)
-    low, high = etas
+    low, high = etas[0], etas[1]
     in_order = not is_number(low) or 0.0 < low < 1.0  # type: ignore[operator]  # a number here
     in_order = in_order and (not is_number(high) or high > 1.0)  # type: ignore[operator]
     if not in_order:
         raise ValueError(f"Invalid eta values: {low}, {high}")
+    checks.finite(**{"step_sizes[0]": step_sizes[0]})

@@ -41,12 +41,13 @@ def align(*xs: Any) -> tuple[Any, ...]:
 
     Counts and lengths stay integers as long as possible: float32 is exact only up to 2**24.
     """
-    if all(is_number(x) for x in xs) or all(_is_whole(x) for x in xs):
+    if all(is_number(x) for x in xs) or all(is_whole(x) for x in xs):
         return xs
     return tuple(float(x) if is_number(x) else as_float(x) for x in xs)
 
 
-def _is_whole(x: Any) -> bool:
+def is_whole(x: Any) -> bool:
+    """Whether x is an integer, or an array of such."""
     return isinstance(x, int) or jnp.issubdtype(jnp.result_type(x), jnp.integer)
 
 

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from functorch_optim.core import checks, sparse_leaves, trees
-from functorch_optim.core.arguments import selects_code
+from functorch_optim.core.arguments import Kinds, selects_code
 from functorch_optim.core.arithmetic import as_float, float_dtype
 from functorch_optim.core.counting import increment
 from functorch_optim.core.dtypes import real_dtype, widest
@@ -61,7 +61,8 @@ def per_leaf(rule: Rule, **fixed: Any) -> Callable[[Callable[P, None]], Factory[
 
     The decorated function gives the factory its name, signature and docstring; its body raises
     for bad values. An argument whose type has no `jax.Array` in it selects code; every other is a
-    number, an array or a schedule.
+    number, an array or a schedule. That each argument is of the kind that its type says is checked
+    here, behind the body, whose errors about values come first.
 
     Args:
       rule: the math.
@@ -70,14 +71,24 @@ def per_leaf(rule: Rule, **fixed: Any) -> Callable[[Callable[P, None]], Factory[
 
     def decorate(check: Callable[P, None]) -> Factory[P]:
         signature = inspect.signature(check)
+        kinds = Kinds(check, rule.torch.takes_nan)
         build = value_equal(functools.partial(_build, rule, check.__name__))
 
         @functools.wraps(check)
         def factory(*args: P.args, **kwargs: P.kwargs) -> GradientTransformation:
-            check(*args, **kwargs)
-            bound = signature.bind(*args, **kwargs)
+            try:
+                bound = signature.bind(*args, **kwargs)
+            except TypeError as error:
+                raise TypeError(f"{check.__name__}() {error}") from None
             bound.apply_defaults()
-            return build(**{k: _frozen(v) for k, v in bound.arguments.items()}, **fixed)
+            values = kinds.plain(bound.arguments)
+            try:
+                check(**values)  # type: ignore[call-arg]  # what bind() gave back
+            except (TypeError, LookupError):
+                kinds.check(values)  # names what the body stumbled over
+                raise
+            kinds.check(values)
+            return build(**values, **fixed)
 
         # What the check returns is nothing; what the factory returns is a pair.
         factory.__signature__ = signature.replace(  # type: ignore[attr-defined]  # for help()
@@ -91,10 +102,6 @@ def per_leaf(rule: Rule, **fixed: Any) -> Callable[[Callable[P, None]], Factory[
         return made
 
     return decorate
-
-
-def _frozen(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
 
 
 def _build(rule: Rule, name: str, **hyperparameters: Any) -> GradientTransformation:
