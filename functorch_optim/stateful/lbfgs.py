@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from functorch_optim.algorithms import lbfgs as algorithm
-from functorch_optim.algorithms.lbfgs import Layout, LBFGSState, Numbers, Run
+from functorch_optim.algorithms.lbfgs import FlatVector, LBFGSState, SearchNumbers, Run
 from functorch_optim.core import trees
 from functorch_optim.core.pair import GradientTransformation
 from functorch_optim.stateful.memory.of_lbfgs import DEFAULTS, LBFGSMemory, SearchPlan
@@ -258,7 +258,7 @@ def _scalar(loss: Any) -> jax.Array:
 def _begun(state: LBFGSState, data: list[jax.Array]) -> Run:
     """A step that waits for the function; its arrays are copies, to be donated."""
     program.count_trace()
-    run = algorithm.begin(state, Layout(data).vector(data, "params"))
+    run = algorithm.begin(state, FlatVector(data).vector(data, "params"))
     return jax.tree.map(jnp.copy, run)
 
 
@@ -269,11 +269,11 @@ def _advanced(
     data: list[jax.Array],
     loss: jax.Array,
     grads: list[Any],
-    numbers: Numbers,
+    numbers: SearchNumbers,
 ) -> tuple[Run, list[jax.Array]]:
     """The step after an evaluation, and what to put into the Parameters: trial or result."""
     program.count_trace()
-    layout = Layout(data)
+    layout = FlatVector(data)
     run = algorithm.advance(run, loss, layout.vector(grads, "grads"), numbers, *plan)
     where = jnp.where(run.stopped, run.x, run.trial)
     return run, layout.tree(where)
@@ -291,12 +291,12 @@ def _compiled(loss_fn: Callable[..., Any], has_aux: bool, accumulate: int) -> Ca
         data: list[list[jax.Array]],
         state: LBFGSState,
         constant: Any,
-        numbers: Numbers,
+        numbers: SearchNumbers,
         args: Any,
     ) -> Any:
         program.count_trace()
         (values,) = data
-        layout = Layout(values)
+        layout = FlatVector(values)
         compute = program.evaluation(loss_fn, has_aux, accumulate, skeleton, constant, args)
 
         def evaluated(run: Run) -> tuple[Any, list[Any]]:

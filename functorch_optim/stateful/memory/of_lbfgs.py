@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from functorch_optim.algorithms.lbfgs import (
-    Layout,
+    FlatVector,
     LBFGSState,
     empty,
-    numbers_of,
+    search_numbers,
     uses_search,
 )
 from functorch_optim.rules.numbers import hyperparameters_at
@@ -75,7 +75,7 @@ class LBFGSMemory:
             self.owner, self.state, self._read = parameters[0], new, False
             self.steps += 1
 
-        return Prepared(plan, state, numbers_of(h, state.d.dtype), commit)
+        return Prepared(plan, state, search_numbers(h, state.d.dtype), commit)
 
     def at_hand(self, parameters: Sequence[Parameter], history_size: int) -> LBFGSState:
         """The state of these parameters, with a history of this size."""
@@ -204,5 +204,5 @@ def _fresh(parameters: Sequence[Parameter], history_size: int) -> LBFGSState:
     return empty(layout.size, layout.dtype, history_size)
 
 
-def _layout(parameters: Sequence[Parameter]) -> Layout:
-    return Layout([p._data for p in parameters])
+def _layout(parameters: Sequence[Parameter]) -> FlatVector:
+    return FlatVector([p._data for p in parameters])
