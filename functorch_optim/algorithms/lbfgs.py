@@ -30,6 +30,7 @@ import numpy as np
 
 from functorch_optim.algorithms import strong_wolfe
 from functorch_optim.core import checks, trees
+from functorch_optim.core.abstract import abstract_aware
 from functorch_optim.core.arithmetic import is_number
 from functorch_optim.core.counting import LAST, increment
 from functorch_optim.core.dtypes import from_real, real_dtype, to_real, widest
@@ -440,13 +441,14 @@ def lbfgs(
       tolerance_grad: stop where no component of the gradient is larger.
       tolerance_change: stop where neither parameters nor value change by more.
       history_size: pairs that the state remembers: `2 * history_size` vectors.
-      line_search_fn: `None` or "strong_wolfe". With max_iter of 1 and the default max_eval, which
-        is 1 then, the search may not try a second point, and nothing moves, as in torch: give it
-        a max_eval of some more.
+      line_search_fn: `None` or "strong_wolfe". With max_iter of 1 the default max_eval is 1, and
+        the search tries one point alone: as in torch, nothing ever moves where that point is no
+        lower. Give it a larger max_eval.
       stop_on_nan: end the update at the last good point where the function or its gradient is not
-        finite (a line search comes back from plus infinity by itself), and drop the pairs if there
-        was none along the direction that they gave. False goes on as torch does, to parameters that are NaN. The last move of an update without a line search is not
-        looked at, as in torch: where it leads is seen by the next update.
+        finite (a line search comes back from plus infinity by itself); the pairs are dropped if
+        that is where the iteration started. False goes on as torch does, to parameters that are
+        NaN. The last move of an update without a line search is not looked at, as in torch: where
+        it leads is seen by the next update.
 
     Returns:
       A `GradientTransformation` whose state is `LBFGSState`. An update without a gradient above
@@ -478,6 +480,7 @@ def lbfgs(
     checks.flag("stop_on_nan", stop_on_nan)
     checks.finite(lr=lr)
 
+    @abstract_aware
     def init(params: Params) -> LBFGSState:
         layout = FlatVector(params)
         return empty(layout.size, layout.dtype, history_size)
@@ -503,6 +506,7 @@ def lbfgs(
                 f"state and params differ in size: the state is that of {state.d.size} numbers, "
                 f"params have {x.size}"
             )
+        _check_state(state, jax.eval_shape(lambda: empty(x.size, x.dtype, history_size)))
         h = search_numbers(hyperparameters_at(values, state.step.astype(jnp.int32)), x.dtype)
 
         def flat(value: Any, grads: Any) -> tuple[jax.Array, jax.Array]:
@@ -528,6 +532,25 @@ def lbfgs(
         return layout.treedef.unflatten(filled), run.state
 
     return GradientTransformation(init, update)
+
+
+def _check_state(state: LBFGSState, like: LBFGSState) -> None:
+    """Raises unless a state has the shapes and dtypes of another, its numbers any real dtype.
+
+    Raises:
+      TypeError: a dtype differs. ValueError: a shape differs.
+    """
+    for name, value, wanted in zip(state._fields, state, like, strict=True):
+        if jnp.shape(value) != wanted.shape:
+            raise ValueError(
+                f"lbfgs: {name} of the state has shape {jnp.shape(value)}, but should have "
+                f"{wanted.shape}"
+            )
+        dtype = jnp.result_type(value)
+        if dtype != wanted.dtype and name != "step":
+            raise TypeError(
+                f"lbfgs: {name} of the state has dtype {dtype}, but should have {wanted.dtype}"
+            )
 
 
 def uses_search(line_search_fn: str | None) -> bool:

@@ -38,6 +38,7 @@ from functorch_optim.core.arithmetic import (
     float_dtype,
     is_number,
     one_minus_power,
+    share,
     sqrt,
 )
 from functorch_optim.core.counting import increment
@@ -167,7 +168,7 @@ def leaf(g: jax.Array, p: Any, buffers: Buffers, s: StepNumbers) -> tuple[jax.Ar
     kept = [jnp.where(s.idle > 0, old, x) for x, old in zip(new, averages, strict=True)]
     update = -s.dlr * kept[0] / (sqrt(kept[1]) + s.eps)
     if s.decay is not None:
-        update = update - s.dlr * s.weight_decay * p
+        update = update - share(s.dlr * s.weight_decay, p)
     return jnp.where(s.held > 0, jnp.zeros_like(update), update), (*kept, start)
 
 

@@ -47,7 +47,9 @@ def leaf(g: jax.Array, p: Any, buffers: Buffers, s: StepNumbers) -> tuple[jax.Ar
     factor = jnp.where(agreement > 0, s.eta_plus, jnp.where(agreement < 0, s.eta_minus, one))
     step_size = jnp.clip(step_size * factor, s.smallest, s.largest)
     g = jnp.where(agreement < 0, jnp.zeros_like(g), g)
-    return -jnp.sign(g) * step_size, (g, step_size)
+    # As in torch, whose sign of NaN is 0: an entry without a gradient stays, and is as if new.
+    sign = jnp.where(jnp.isnan(g), jnp.zeros_like(g), jnp.sign(g))
+    return -sign * step_size, (g, step_size)
 
 
 RULE = Rule("Rprop", RpropState, init, scalars, leaf)

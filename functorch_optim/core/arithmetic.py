@@ -107,6 +107,12 @@ def sqrt(x: Any) -> Any:
     return math.sqrt(x) if is_number(x) else _sqrt(x)
 
 
+def share(weight: Any, x: jax.Array) -> jax.Array:
+    """`weight * x`, where a weight of 0 takes nothing of what is infinite, or NaN, either."""
+    nothing = (weight == 0) & ~jnp.isfinite(x)
+    return weight * jnp.where(nothing, jnp.zeros_like(x), x)
+
+
 @jax.custom_jvp
 def _one_minus_power(beta: jax.Array, t: jax.Array) -> jax.Array:
     return -jnp.expm1(t * jnp.log(beta))

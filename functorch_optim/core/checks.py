@@ -176,8 +176,12 @@ def given(pair: str, argument: str, value: Any, reason: str) -> None:
 
 
 def state(pair: str, kind: Any, given: Any) -> None:
-    """Raises TypeError if update was called with something else than a pair's own state."""
-    if not all(hasattr(given, field) for field in kind._fields):
+    """Raises TypeError if update was called with something else than a pair's own state.
+
+    A state is known by its class's name and fields: a class that was pickled is another object.
+    """
+    its = type(given).__name__, getattr(given, "_fields", None)
+    if not isinstance(given, kind) and its != (kind.__name__, kind._fields):
         raise TypeError(
             f"{pair}: state should be the {kind.__name__} that init returned, but is a "
             f"{type(given).__name__}"

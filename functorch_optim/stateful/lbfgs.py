@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from functorch_optim.algorithms import lbfgs as algorithm
-from functorch_optim.algorithms.lbfgs import FlatVector, LBFGSState, SearchNumbers, Run
+from functorch_optim.algorithms.lbfgs import FlatVector, LBFGSState, Run, SearchNumbers
 from functorch_optim.core import trees
 from functorch_optim.core.pair import GradientTransformation
 from functorch_optim.stateful.memory.of_lbfgs import DEFAULTS, LBFGSMemory, SearchPlan
