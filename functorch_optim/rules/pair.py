@@ -126,9 +126,9 @@ def _build(rule: Rule, name: str, **hyperparameters: Any) -> GradientTransformat
         grads: Params, state: Any, params: Params | None = None, **extra: Any
     ) -> tuple[Params, State]:
         checks.state(name, rule.state, state)
+        expected.check_numbers(state)
         step = jnp.asarray(state.step).astype(jnp.int32)
         h = hyperparameters_at(hyperparameters, step)
-        expected.check_numbers(state)
         carried = [getattr(state, field) for field in rule.carried.names]
         s = step_numbers(rule, h, as_float(step) + 1, carried)
         if params is None:
