@@ -90,14 +90,14 @@ def test_a_caller_that_drives_it_by_hand_gets_there_too(search: str | None) -> N
     numbers = algorithm.SearchNumbers(
         jnp.float32(1), jnp.int32(20), jnp.int32(25), jnp.float32(1e-7), jnp.float32(1e-9)
     )
-    x = jnp.asarray([30.0, 3.0])
-    state = algorithm.empty(2, x.dtype, 5)
+    x = jnp.asarray([30.0, 3.0, 0.1, 200.0])
+    state = algorithm.empty(4, x.dtype, 5)
     for _ in range(25):
         run = algorithm.begin(state, x)
         while not run.stopped:
             run = advance(run, *function(run.trial), numbers, search is not None, True)
         x, state = run.x, run.state
-    np.testing.assert_allclose(x, np.ones(2), rtol=1e-3)
+    np.testing.assert_allclose(x, np.ones(4), rtol=1e-3)
 
 
 def test_the_step_is_a_whole_number_that_stays_at_its_last() -> None:

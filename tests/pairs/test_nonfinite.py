@@ -49,7 +49,7 @@ def ours(row: Algorithm, run: str) -> np.ndarray:
 @over_runs
 @pytest.mark.parametrize("row", OF_TORCH, ids=lambda row: row.name)
 def test_the_same_entries_are_finite_as_in_torch(row: Algorithm, run: str) -> None:
-    """And equal. (What is infinite there may be NaN here, where updates are added, or inversely.)"""
+    """And equal. (Where updates are added, what is infinite there may be NaN here.)"""
     torch = pytest.importorskip("torch", reason="compares with torch's own run")
     p = torch.nn.Parameter(torch.ones(SHAPE.get(row.name, (6,))))
     optimizer = getattr(torch.optim, row.torch_class)([p])
