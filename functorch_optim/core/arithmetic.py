@@ -107,7 +107,7 @@ def sqrt(x: Any) -> Any:
     return math.sqrt(x) if is_number(x) else _sqrt(x)
 
 
-def share(weight: Any, x: jax.Array) -> jax.Array:
+def share(weight: Any, x: Any) -> jax.Array:
     """`weight * x`, where a weight of 0 takes nothing of what is infinite, or NaN, either."""
     nothing = (weight == 0) & ~jnp.isfinite(x)
     return weight * jnp.where(nothing, jnp.zeros_like(x), x)
