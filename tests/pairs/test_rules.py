@@ -165,7 +165,7 @@ def test_a_sum_over_the_whole_tree_takes_every_kind_of_leaf() -> None:
         for name, rtol in (("w", 1e-3), ("z", 1e-3), ("b", 2e-2)):
             assert params[name].dtype == TREE[name].dtype
             np.testing.assert_allclose(params[name].astype(complex), wanted[name], rtol=rtol)
-        np.testing.assert_allclose(state.way, way, rtol=1e-2)
+        np.testing.assert_allclose(state.way, way, rtol=5e-2)
         assert params["n"] is None
         np.testing.assert_array_equal(params["i"], TREE["i"])
 
