@@ -89,3 +89,4 @@ def adabelief(
       ValueError: a value out of its range.
     """
     checks.adam_family(lr, betas, eps, weight_decay)
+    checks.finite(lr=lr, weight_decay=weight_decay)

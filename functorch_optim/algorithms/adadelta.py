@@ -66,3 +66,4 @@ def adadelta(
         raise ValueError(f"Invalid rho value: {rho}")
     checks.at_least_zero("eps", eps, "Invalid epsilon value")
     checks.at_least_zero("weight_decay", weight_decay, "Invalid weight_decay value")
+    checks.finite(lr=lr, weight_decay=weight_decay)

@@ -66,8 +66,13 @@ def leaf(g: jax.Array, p: Any, buffers: Buffers, s: StepNumbers) -> tuple[jax.Ar
         variance = variance + s.new_weight * (square - variance)
         estimate = variance
     update = g / jnp.sqrt(jnp.maximum(estimate, eps1 * eps1))
-    step_size = jnp.maximum(s.eps2, _rms(p)) * s.step_size
-    return -step_size / jnp.maximum(1.0, _rms(update) / s.clip) * update, (row, col, variance)
+    step_size = _at_least(s.eps2, _rms(p)) * s.step_size
+    return -step_size / _at_least(1.0, _rms(update) / s.clip) * update, (row, col, variance)
+
+
+def _at_least(bound: Any, x: jax.Array) -> jax.Array:
+    """The larger one; the bound where x is NaN, as torch has it: one entry does not spoil all."""
+    return jnp.maximum(bound, jnp.where(jnp.isnan(x), jnp.zeros_like(x), x))
 
 
 def _rms(x: jax.Array) -> jax.Array:
@@ -128,3 +133,4 @@ def adafactor(
     if is_number(d) and not d >= 1:  # type: ignore[operator]  # a number here
         raise ValueError(f"Clipping threshold d should be >= 1 but is: {d}")
     checks.at_least_zero("weight_decay", weight_decay, "weight_decay should be >= 0 but is")
+    checks.finite(weight_decay=weight_decay)

@@ -78,3 +78,4 @@ def adagrad(
         "Invalid initial_accumulator_value value",
     )
     checks.at_least_zero("eps", eps, "Invalid epsilon value")
+    checks.finite(lr=lr, lr_decay=lr_decay, weight_decay=weight_decay)

@@ -112,3 +112,4 @@ def _check(lr: Any, betas: Any, eps: Any, weight_decay: Any) -> None:
         raise ValueError("betas must be either both floats or both Tensors")
     for index, beta in enumerate(betas):
         checks.one_element(f"betas[{index}]", beta)
+    checks.finite(lr=lr, weight_decay=weight_decay)

@@ -64,3 +64,4 @@ def adamax(
       eps: added to the size of the gradient.
     """
     checks.adam_family(lr, betas, eps, weight_decay)
+    checks.finite(lr=lr, weight_decay=weight_decay)

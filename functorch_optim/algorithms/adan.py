@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import jax
 
 from functorch_optim.core import checks
-from functorch_optim.core.arithmetic import one_minus_power, sqrt, where
+from functorch_optim.core.arithmetic import one_minus_power, share, sqrt, where
 from functorch_optim.core.pair import Hyperparameter, PerParam, Scalar
 from functorch_optim.rules import Buffers, Decay, Rule, StepNumbers, per_leaf, zeros
 
@@ -64,7 +64,7 @@ def leaf(g: jax.Array, p: Any, buffers: Buffers, s: StepNumbers) -> tuple[jax.Ar
     n = s.beta3 * n + s.square_weight * ahead * ahead
     update = -(s.step_size * m + s.diff_step_size * v) / (sqrt(n) / s.root_correction + s.eps)
     if s.decay is not None:
-        update = update - s.decay * p
+        update = update - share(s.decay, p)
         if not s.no_prox:
             update = update / (1 + s.decay)
     return update, (m, n, v, g)
@@ -96,6 +96,5 @@ def adan(
     Raises:
       ValueError: a value out of its range; other than three betas.
     """
-    if len(betas) != 3:
-        raise ValueError(f"betas must be exactly 3 values, but got {len(betas)}")
     checks.adam_family(lr, betas, eps, weight_decay)
+    checks.finite(lr=lr, weight_decay=weight_decay)

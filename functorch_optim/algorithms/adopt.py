@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from functorch_optim.core import checks
-from functorch_optim.core.arithmetic import power, sqrt, where
+from functorch_optim.core.arithmetic import power, share, sqrt, where
 from functorch_optim.core.pair import Hyperparameter, PerParam, Scalar
 from functorch_optim.rules import Buffers, Decay, Rule, StepNumbers, per_leaf, zeros
 
@@ -60,7 +60,7 @@ def leaf(g: jax.Array, p: Any, buffers: Buffers, s: StepNumbers) -> tuple[jax.Ar
     m = s.beta1 * m + s.grad_weight * normalized
     update = -s.lr * m
     if s.decay is not None:
-        update = update - s.moves * s.decay * p
+        update = update - share(s.moves * s.decay, p)
     return update, (m, s.beta2 * v + s.square_weight * g * g)
 
 
@@ -93,3 +93,4 @@ def adopt(
     checks.adam_family(lr, betas, eps, weight_decay)
     if clip_exponent is not None:
         checks.at_least_zero("clip_exponent", clip_exponent, "Invalid clip_exponent value")
+    checks.finite(lr=lr, weight_decay=weight_decay)

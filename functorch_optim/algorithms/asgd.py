@@ -77,5 +77,4 @@ def asgd(
     """
     checks.learning_rate(lr)
     checks.at_least_zero("weight_decay", weight_decay, "Invalid weight_decay value")
-    for name, value in (("lambd", lambd), ("alpha", alpha), ("t0", t0)):
-        checks.kind(name, value)
+    checks.finite(lr=lr, lambd=lambd, alpha=alpha, weight_decay=weight_decay)

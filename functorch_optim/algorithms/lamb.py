@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from functorch_optim.core import checks
-from functorch_optim.core.arithmetic import one_minus_power, sqrt
+from functorch_optim.core.arithmetic import one_minus_power, share, sqrt
 from functorch_optim.core.pair import Hyperparameter, PerParam, Scalar
 from functorch_optim.rules import Buffers, Decay, Rule, StepNumbers, per_leaf, zeros
 
@@ -55,7 +55,7 @@ def leaf(g: jax.Array, p: Any, buffers: Buffers, s: StepNumbers) -> tuple[jax.Ar
     v = s.beta2 * v + s.square_weight * g * g
     direction = m / s.correction / (sqrt(v) / s.root_correction + s.eps)
     if s.decay is not None:
-        direction = direction + s.weight_decay * p
+        direction = direction + share(s.weight_decay, p)
     return -s.lr * trust_ratio(norm(p), norm(direction)) * direction, (m, v)
 
 
@@ -102,3 +102,4 @@ def lamb(
       ValueError: a value out of its range.
     """
     checks.adam_family(lr, betas, eps, weight_decay)
+    checks.finite(lr=lr, weight_decay=weight_decay)

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 
 from functorch_optim.algorithms.lamb import norm, trust_ratio
 from functorch_optim.core import checks
-from functorch_optim.core.arithmetic import is_number
+from functorch_optim.core.arithmetic import is_number, share
 from functorch_optim.core.pair import Hyperparameter, PerParam, Scalar
 from functorch_optim.rules import Buffers, Decay, Rule, StepNumbers, per_leaf
 
@@ -58,8 +58,8 @@ def leaf(g: jax.Array, p: Any, buffers: Buffers, s: StepNumbers) -> tuple[jax.Ar
     (buf,) = buffers
     length, step_length = norm(p), norm(g)
     if s.decay is not None:
-        step_length = step_length + s.weight_decay * length
-        g = g + s.weight_decay * p
+        step_length = step_length + share(s.weight_decay, length)
+        g = g + share(s.weight_decay, p)
     step = s.lr * trust_ratio(length, step_length, s.trust_coefficient, s.eps) * g
     if buf is None:
         return -step, (None,)
@@ -106,5 +106,12 @@ def lars(
     checks.at_least_zero("weight_decay", weight_decay, "Invalid weight_decay value")
     checks.at_least_zero("trust_coefficient", trust_coefficient, "Invalid trust_coefficient value")
     checks.at_least_zero("eps", eps, "Invalid epsilon value")
+    checks.flag("nesterov", nesterov)
     if nesterov and not _has_momentum(momentum):
         raise ValueError("Nesterov momentum requires a momentum")
+    checks.finite(
+        lr=lr,
+        momentum=momentum,
+        weight_decay=weight_decay,
+        trust_coefficient=trust_coefficient,
+    )

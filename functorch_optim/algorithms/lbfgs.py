@@ -15,6 +15,7 @@ caller with a function that cannot be traced can drive the machine by hand (`beg
 As in torch all parameters are one vector: complex numbers as pairs of reals, mixed dtypes in the
 widest (float16 and bfloat16 in float32), in which they stay within an update. A departure: a
 function that is not finite ends the iteration at the last good point, where torch goes on with NaN.
+If that is where the iteration started, the pairs are dropped, and it starts anew along -g.
 """
 
 from __future__ import annotations
@@ -25,9 +26,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from functorch_optim.algorithms import strong_wolfe
 from functorch_optim.core import checks, trees
+from functorch_optim.core.abstract import abstract_aware
+from functorch_optim.core.arithmetic import is_number
+from functorch_optim.core.counting import LAST, increment
 from functorch_optim.core.dtypes import from_real, real_dtype, to_real, widest
 from functorch_optim.core.equal_pairs import value_equal
 from functorch_optim.core.pair import (
@@ -75,7 +80,7 @@ class LBFGSState(NamedTuple):
     pairs: Scalar
 
 
-class Numbers(NamedTuple):
+class SearchNumbers(NamedTuple):
     """The hyperparameters of one update."""
 
     lr: Any
@@ -125,6 +130,8 @@ class Next(NamedTuple):
       search: waits for the function at its next trial.
       prev_flat_grad: the gradient where the iteration started.
       prev_loss: the function's value there.
+      pairs: pairs that are of use.
+      H_diag: the inverse Hessian before them.
       stays: whether the function does not fall enough along the direction.
     """
 
@@ -133,6 +140,8 @@ class Next(NamedTuple):
     search: strong_wolfe.Search
     prev_flat_grad: jax.Array
     prev_loss: Scalar
+    pairs: Scalar
+    H_diag: Scalar
     stays: Scalar
 
 
@@ -147,7 +156,7 @@ def empty(size: int, dtype: Any, history_size: int) -> LBFGSState:
 
     history = history_size, size
     return LBFGSState(
-        step=jnp.zeros((), jnp.float32),
+        step=count(),
         func_evals=count(),
         n_iter=count(),
         d=zeros(size),
@@ -166,7 +175,7 @@ def begin(state: LBFGSState, x: jax.Array) -> Run:
     """An update of the vector x that waits for the function there."""
     zero = jnp.zeros((), x.dtype)
     return Run(
-        state=state._replace(step=state.step + 1),
+        state=state._replace(step=increment(state.step)),
         x=x,
         t=zero,
         g=jnp.zeros_like(x),
@@ -179,7 +188,7 @@ def begin(state: LBFGSState, x: jax.Array) -> Run:
 
 
 def advance(
-    run: Run, f: jax.Array, g: jax.Array, h: Numbers, searches: bool, stop_on_nan: bool
+    run: Run, f: jax.Array, g: jax.Array, h: SearchNumbers, searches: bool, stop_on_nan: bool
 ) -> Run:
     """The update after the function at its trial turned out to have this value and gradient."""
     f, g = f.astype(run.x.dtype), g.astype(run.x.dtype)
@@ -201,21 +210,24 @@ def advance(
         g = jnp.where(outcome.start_is_low & ~bad & ~first, state.prev_flat_grad, g)
     else:
         ended = ~jnp.zeros((), bool)
-        t = jnp.where(bad, 0, run.t)
+        start = state.prev_loss, state.prev_flat_grad
+        t, (f, g) = jnp.where(bad, 0, run.t), _choose(bad & ~first, start, (f, g))
 
-    enough = (
-        (run.iterations == h.max_iter)
-        | (evaluations >= h.max_eval)
-        | (jnp.abs(t) * run.search.size <= h.tolerance_change)
-        | (jnp.abs(f - state.prev_loss) < h.tolerance_change)
+    # Nothing good along the direction: the pairs that it is made of are not to be used again.
+    blocked = bad & ~first & (t == 0)
+    again = blocked & (state.pairs > 0)
+    exhausted = (run.iterations == h.max_iter) | (evaluations >= h.max_eval)
+    small = (jnp.abs(t) * run.search.size <= h.tolerance_change) | (
+        jnp.abs(f - state.prev_loss) < h.tolerance_change
     )
     nothing_to_do = (_largest(g) <= h.tolerance_grad) | (h.max_iter <= 0)
-    over = ended & (bad | nothing_to_do | (enough & ~first))
+    enough = exhausted | (small & ~again)
+    over = ended & ((bad & ~again) | nothing_to_do | (enough & ~first))
     now = ended & ~over
     one = now.astype(jnp.int32)
     state = state._replace(t=jnp.where(ended & ~first, t, state.t), n_iter=state.n_iter + one)
     run = run._replace(
-        state=_remembered(state, g, now),
+        state=_remembered(state, g, now, blocked),
         x=jnp.where(ended, run.x + t * state.d, run.x),
         g=g,
         iterations=run.iterations + one,
@@ -225,18 +237,32 @@ def advance(
 
     # Only what changes comes out of a branch: more would be copied.
     def iterate(run: Run) -> Next:
-        return _next_iteration(run, f, h)
+        return _next_iteration(run, f, h, stop_on_nan)
 
     def go_on(run: Run) -> Next:
         last, search = run.state, run.search
         if searches:
             search, _ = strong_wolfe.advance(search, *trial)
         no = jnp.zeros((), bool)
-        return Next(last.d, last.t, search, last.prev_flat_grad, last.prev_loss, no)
+        return Next(
+            last.d,
+            last.t,
+            search,
+            last.prev_flat_grad,
+            last.prev_loss,
+            last.pairs,
+            last.H_diag,
+            no,
+        )
 
     found = jax.lax.cond(now, iterate, go_on, run)
     state = run.state._replace(
-        d=found.d, t=found.t, prev_flat_grad=found.prev_flat_grad, prev_loss=found.prev_loss
+        d=found.d,
+        t=found.t,
+        prev_flat_grad=found.prev_flat_grad,
+        prev_loss=found.prev_loss,
+        pairs=found.pairs,
+        H_diag=found.H_diag,
     )
     x, stopped = run.x, over | found.stays
     if not searches:  # the last move is not looked at
@@ -245,23 +271,33 @@ def advance(
     return run._replace(state=state, x=x, t=found.search.t, search=found.search, stopped=stopped)
 
 
-def _next_iteration(run: Run, f: jax.Array, h: Numbers) -> Next:
+def _next_iteration(run: Run, f: jax.Array, h: SearchNumbers, stop_on_nan: bool) -> Next:
     """The start of an iteration at x, where the function has this value and the gradient run.g."""
-    g = run.g
-    d = _direction(g, run.state)
-    shorter = jnp.minimum(1, 1 / jnp.sum(jnp.abs(g)))
-    t = jnp.where(run.state.n_iter == 1, shorter, 1).astype(d.dtype) * h.lr
+    g, state = run.g, run.state
+    d = _direction(g, state)
     slope = jnp.sum(g * d)
+    anew = (state.n_iter == 1) | ((state.pairs == 0) & (state.t == 0))
+    pairs, scale = state.pairs, state.H_diag
+    if stop_on_nan:  # pairs that lead nowhere, or not down, are dropped
+        useless = ~((slope < 0) & jnp.isfinite(slope))
+        steepest = -g, -jnp.sum(g * g), jnp.zeros_like(pairs), jnp.ones_like(scale)
+        d, slope, pairs, scale = _choose(useless, steepest, (d, slope, pairs, scale))
+        anew = anew | useless
+    shorter = jnp.minimum(1, 1 / jnp.sum(jnp.abs(g)))
+    t = jnp.where(anew, shorter, 1).astype(d.dtype) * h.lr
     search = strong_wolfe.begin(t, f, slope, _largest(d), h.max_eval - run.evaluations)
-    return Next(d, t, search, g, f, slope > -h.tolerance_change)
+    return Next(d, t, search, g, f, pairs, scale, slope > -h.tolerance_change)
 
 
-def _remembered(state: LBFGSState, g: jax.Array, now: jax.Array) -> LBFGSState:
-    """The state with the pair of the iteration that ended with this gradient, if it did `now`."""
-    anew = now & (state.n_iter == 1)
+def _remembered(state: LBFGSState, g: jax.Array, now: jax.Array, blocked: jax.Array) -> LBFGSState:
+    """The state with the pair of the iteration that ended with this gradient, if it did `now`.
+
+    Without any pair if it was `blocked`.
+    """
+    anew = (now & (state.n_iter == 1)) | blocked
     y, s = g - state.prev_flat_grad, state.d * state.t
-    ys = jnp.sum(y * s)
-    keep = now & ~anew & (ys > SMALLEST_CURVATURE)
+    ys, yy = jnp.sum(y * s), jnp.sum(y * y)
+    keep = now & ~anew & (ys > SMALLEST_CURVATURE) & (ys < jnp.inf) & (yy < jnp.inf)
     pairs = jnp.where(anew, 0, state.pairs)
     slot = pairs % state.ro.size
 
@@ -269,7 +305,7 @@ def _remembered(state: LBFGSState, g: jax.Array, now: jax.Array) -> LBFGSState:
     def row(ring: jax.Array, new: jax.Array) -> jax.Array:
         return _put(ring, slot, jnp.where(keep, new, _at(ring, slot)))
 
-    scale = ys / jnp.sum(y * y)
+    scale = ys / yy
     return state._replace(
         old_dirs=row(state.old_dirs, y),
         old_stps=row(state.old_stps, s),
@@ -316,7 +352,7 @@ def _choose(condition: jax.Array, x: Any, y: Any) -> Any:
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), x, y)
 
 
-class Layout:
+class FlatVector:
     """How a tree of parameters is one vector.
 
     Leaves that are not floating point are no part of it.
@@ -406,11 +442,14 @@ def lbfgs(
       tolerance_grad: stop where no component of the gradient is larger.
       tolerance_change: stop where neither parameters nor value change by more.
       history_size: pairs that the state remembers: `2 * history_size` vectors.
-      line_search_fn: `None` or "strong_wolfe".
+      line_search_fn: `None` or "strong_wolfe". With max_iter of 1 the default max_eval is 1, and
+        the search tries one point alone: as in torch, nothing ever moves where that point is no
+        lower. Give it a larger max_eval.
       stop_on_nan: end the update at the last good point where the function or its gradient is not
-        finite (a line search comes back from plus infinity by itself). False goes on as torch
-        does, to parameters that are NaN. The last move of an update without a line search is not
-        looked at, as in torch: where it leads is seen by the next update.
+        finite (a line search comes back from plus infinity by itself); the pairs are dropped if
+        that is where the iteration started. False goes on as torch does, to parameters that are
+        NaN. The last move of an update without a line search is not looked at, as in torch: where
+        it leads is seen by the next update.
 
     Returns:
       A `GradientTransformation` whose state is `LBFGSState`. An update without a gradient above
@@ -422,7 +461,8 @@ def lbfgs(
         line_search_fn.
     """
     checks.learning_rate(lr)
-    if not isinstance(history_size, int) or history_size < 1:
+    is_count = isinstance(history_size, int | np.integer) and not isinstance(history_size, bool)
+    if not is_count or history_size < 1:
         raise ValueError(f"history_size should be a positive integer, but got {history_size!r}")
     values = {
         "lr": lr,
@@ -431,12 +471,19 @@ def lbfgs(
         "tolerance_grad": tolerance_grad,
         "tolerance_change": tolerance_change,
     }
-    for name, number in values.items():
-        if name != "max_eval" or number is not None:
-            checks.kind(name, number)
+    for name in ("lr", "tolerance_grad", "tolerance_change"):
+        checks.number_or_schedule(name, values[name])
+    checks.number_of_times("max_iter", max_iter)
+    if max_eval is not None:
+        checks.number_of_times("max_eval", max_eval)
+    if line_search_fn is not None:
+        checks.word("line_search_fn", line_search_fn)
+    checks.flag("stop_on_nan", stop_on_nan)
+    checks.finite(lr=lr)
 
+    @abstract_aware
     def init(params: Params) -> LBFGSState:
-        layout = Layout(params)
+        layout = FlatVector(params)
         return empty(layout.size, layout.dtype, history_size)
 
     def update(
@@ -453,14 +500,15 @@ def lbfgs(
         checks.given("lbfgs", "value_and_grad_fn", value_and_grad_fn, "it evaluates other points")
         assert value_and_grad_fn is not None  # known to the type checker, too
         searches = uses_search(line_search_fn)
-        layout = Layout(params)
+        layout = FlatVector(params)
         x = layout.vector(params, "params")
         if x.size != state.d.size:
             raise ValueError(
                 f"state and params differ in size: the state is that of {state.d.size} numbers, "
                 f"params have {x.size}"
             )
-        h = numbers_of(hyperparameters_at(values, state.step.astype(jnp.int32)), x.dtype)
+        _check_state(state, jax.eval_shape(lambda: empty(x.size, x.dtype, history_size)))
+        h = search_numbers(hyperparameters_at(values, state.step.astype(jnp.int32)), x.dtype)
 
         def flat(value: Any, grads: Any) -> tuple[jax.Array, jax.Array]:
             return jnp.asarray(value, layout.dtype).reshape(()), layout.vector(grads, "grads")
@@ -487,6 +535,25 @@ def lbfgs(
     return GradientTransformation(init, update)
 
 
+def _check_state(state: LBFGSState, like: LBFGSState) -> None:
+    """Raises unless a state has the shapes and dtypes of another, its numbers any real dtype.
+
+    Raises:
+      TypeError: a dtype differs. ValueError: a shape differs.
+    """
+    for name, value, wanted in zip(state._fields, state, like, strict=True):
+        if jnp.shape(value) != wanted.shape:
+            raise ValueError(
+                f"lbfgs: {name} of the state has shape {jnp.shape(value)}, but should have "
+                f"{wanted.shape}"
+            )
+        dtype = jnp.result_type(value)
+        if dtype != wanted.dtype and name != "step":
+            raise TypeError(
+                f"lbfgs: {name} of the state has dtype {dtype}, but should have {wanted.dtype}"
+            )
+
+
 def uses_search(line_search_fn: str | None) -> bool:
     """Whether there is a line search.
 
@@ -498,13 +565,17 @@ def uses_search(line_search_fn: str | None) -> bool:
     return line_search_fn is not None
 
 
-def numbers_of(h: Any, dtype: Any) -> Numbers:
+def search_numbers(h: Any, dtype: Any) -> SearchNumbers:
     """The hyperparameters as arrays: counts as integers, the others in the vectors' dtype."""
     max_eval = h.max_iter * 5 // 4 if h.max_eval is None else h.max_eval
-    return Numbers(
+
+    def count(x: Any) -> jax.Array:
+        return jnp.asarray(min(x, LAST) if is_number(x) else x).astype(jnp.int32)
+
+    return SearchNumbers(
         jnp.asarray(h.lr, dtype),
-        jnp.asarray(h.max_iter, jnp.int32),
-        jnp.asarray(max_eval, jnp.int32),
+        count(h.max_iter),
+        count(max_eval),
         jnp.asarray(h.tolerance_grad, dtype),
         jnp.asarray(h.tolerance_change, dtype),
     )

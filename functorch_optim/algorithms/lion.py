@@ -73,3 +73,4 @@ def lion(
     checks.learning_rate(lr)
     checks.averages(betas)
     checks.at_least_zero("weight_decay", weight_decay, "Invalid weight_decay value")
+    checks.finite(lr=lr, weight_decay=weight_decay)

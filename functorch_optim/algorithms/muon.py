@@ -156,9 +156,11 @@ def muon(
     checks.at_least_zero("weight_decay", weight_decay, "weight decay should be >= 0 but is")
     if adjust_lr_fn not in (None, "original", "match_rms_adamw"):
         raise ValueError(f"Adjust learning rate function {adjust_lr_fn} is not supported")
+    checks.count("ns_steps", ns_steps, least=0)
     if ns_steps >= 100:
         raise ValueError("Number of steps must be less than 100 for computational efficiency")
     if len(ns_coefficients) != 3:
         raise ValueError("Coefficients must be a tuple of exactly 3 values")
-    for value in (*ns_coefficients, eps):
-        checks.kind("ns_coefficients and eps", value)
+    checks.finite(lr=lr, weight_decay=weight_decay, momentum=momentum)
+    for index, value in enumerate(ns_coefficients):
+        checks.finite(**{f"ns_coefficients[{index}]": value})

@@ -36,19 +36,20 @@ class NAdamState(NamedTuple):
 def scalars(t: Any, h: SimpleNamespace, mu_product: Any) -> StepNumbers:
     beta1, beta2 = h.betas
 
-    def momentum(t: Any) -> Any:
-        return beta1 * (1 - 0.5 * exp(t * h.momentum_decay * math.log(0.96)))
+    def lack(t: Any) -> Any:  # 1 - mu_t, without the loss of a subtraction from 1
+        return (1 - beta1) + beta1 * (0.5 * exp(t * h.momentum_decay * math.log(0.96)))
 
-    mu, mu_next = momentum(t), momentum(t + 1)
-    mu_product = float32(mu_product * float32(mu))
+    now, following = lack(t), lack(t + 1)
+    mu_product = float32(mu_product * float32(1 - now))
+    rest = 1 - mu_product
     return StepNumbers(
         mu_product=mu_product,
         beta1=beta1,
         beta2=beta2,
         grad_weight=1 - beta1,
         square_weight=1 - beta2,
-        grad_step=h.lr * (1 - mu) / (1 - mu_product),
-        average_step=h.lr * mu_next / (1 - mu_product * mu_next),
+        grad_step=h.lr * now / rest,
+        average_step=h.lr * (1 - following) / (rest + mu_product * following),
         root_correction=sqrt(one_minus_power(beta2, t)),
         eps=h.eps,
     )
@@ -90,3 +91,4 @@ def nadam(
     """
     checks.adam_family(lr, betas, eps, weight_decay)
     checks.at_least_zero("momentum_decay", momentum_decay, "Invalid momentum_decay value")
+    checks.finite(lr=lr, weight_decay=weight_decay)

@@ -38,6 +38,7 @@ from functorch_optim.core.arithmetic import (
     float_dtype,
     is_number,
     one_minus_power,
+    share,
     sqrt,
 )
 from functorch_optim.core.counting import increment
@@ -93,7 +94,7 @@ def scalars(
     beta1, beta2 = h.betas
     dlr = d * h.lr
     if steps_taken is not None:
-        taken = steps_taken + 1
+        taken = as_float(steps_taken) + 1
         dlr = dlr * sqrt(one_minus_power(beta2, taken)) / one_minus_power(beta1, taken)
     return StepNumbers(
         idle=jnp.asarray(h.lr <= 0),
@@ -134,7 +135,8 @@ def settle(s: StepNumbers, totals: Any) -> StepNumbers:
     def unless_held(new: Any, old: Any) -> jax.Array:
         return jnp.where(held, old, new)
 
-    taken = s.steps_taken
+    # Whole: a float32 would not count beyond 2**24.
+    taken = None if s.steps_taken is None else jnp.asarray(s.steps_taken).astype(jnp.int32)
     return s.with_(
         held=held,
         eps=d * s.eps,
@@ -166,7 +168,7 @@ def leaf(g: jax.Array, p: Any, buffers: Buffers, s: StepNumbers) -> tuple[jax.Ar
     kept = [jnp.where(s.idle > 0, old, x) for x, old in zip(new, averages, strict=True)]
     update = -s.dlr * kept[0] / (sqrt(kept[1]) + s.eps)
     if s.decay is not None:
-        update = update - s.dlr * s.weight_decay * p
+        update = update - share(s.dlr * s.weight_decay, p)
     return jnp.where(s.held > 0, jnp.zeros_like(update), update), (*kept, start)
 
 
@@ -233,6 +235,7 @@ def prodigy(
     checks.at_least_zero("growth_rate", growth_rate, "Invalid growth_rate value")
     if beta3 is not None:
         _check_beta3(beta3)
+    checks.finite(lr=lr, weight_decay=weight_decay, d0=d0, d_coef=d_coef)
 
 
 def _check_above_zero(name: str, value: Any, message: str) -> None:

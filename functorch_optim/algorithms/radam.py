@@ -21,7 +21,15 @@ import jax
 import jax.numpy as jnp
 
 from functorch_optim.core import checks
-from functorch_optim.core.arithmetic import is_number, log, maximum, one_minus_power, sqrt, where
+from functorch_optim.core.arithmetic import (
+    as_float,
+    is_number,
+    log,
+    maximum,
+    one_minus_power,
+    sqrt,
+    where,
+)
 from functorch_optim.core.pair import Hyperparameter, PerParam, Scalar
 from functorch_optim.rules import Buffers, Rule, StepNumbers, per_leaf, zeros
 
@@ -38,11 +46,17 @@ def length_of_average(beta2: Any, t: Any) -> Any:
     """rho_t, the length of the simple average that the running average resembles after t steps."""
     if is_number(beta2) and is_number(t):
         return 2 / (1 - beta2) - 1 - 2 * t * beta2**t / (1 - beta2**t)
-    # The formula above subtracts numbers near 2 / (1 - beta2) to get one near t. With
-    # x = -log(beta2) it is coth(x/2) + t - t * coth(t*x/2); what remains when each coth loses its
-    # pole is free of that cancellation, and right to an ulp in float32.
+    # With x = -log(beta2) the formula above is coth(x/2) + t - t * coth(t*x/2). Early it subtracts
+    # numbers near 2 / (1 - beta2) to get one near t; what remains when each coth loses its pole is
+    # free of that cancellation. Late (t*x/2 > 1) the formula is right as it stands, and the other
+    # form would subtract t from t.
     half = -log(maximum(beta2, 1e-30)) / 2
-    return t + _coth_without_pole(half) - t * _coth_without_pole(t * half)
+    y = as_float(t * half)
+    near, far = jnp.minimum(y, 1.0), jnp.maximum(y, 1.0)
+    early = t + _coth_without_pole(as_float(half)) - t * _coth_without_pole(near)
+    power = jnp.exp(-2 * far)  # beta2**t
+    late = 1 / jnp.tanh(half) - 2 * t * power / (1 - power)
+    return jnp.where(y < 1, early, late)
 
 
 def _coth_without_pole(y: Any) -> Any:
@@ -98,3 +112,4 @@ def radam(
 ) -> None:
     """Rectified Adam, torch.optim.RAdam's update."""
     checks.adam_family(lr, betas, eps, weight_decay)
+    checks.finite(lr=lr, weight_decay=weight_decay)

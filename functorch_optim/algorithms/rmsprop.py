@@ -86,3 +86,4 @@ def rmsprop(
     checks.at_least_zero("momentum", momentum, "Invalid momentum value")
     checks.at_least_zero("weight_decay", weight_decay, "Invalid weight_decay value")
     checks.at_least_zero("alpha", alpha, "Invalid alpha value")
+    checks.finite(lr=lr, weight_decay=weight_decay, momentum=momentum, alpha=alpha)

@@ -47,7 +47,9 @@ def leaf(g: jax.Array, p: Any, buffers: Buffers, s: StepNumbers) -> tuple[jax.Ar
     factor = jnp.where(agreement > 0, s.eta_plus, jnp.where(agreement < 0, s.eta_minus, one))
     step_size = jnp.clip(step_size * factor, s.smallest, s.largest)
     g = jnp.where(agreement < 0, jnp.zeros_like(g), g)
-    return -jnp.sign(g) * step_size, (g, step_size)
+    # As in torch, whose sign of NaN is 0: an entry without a gradient stays, and is as if new.
+    sign = jnp.where(jnp.isnan(g), jnp.zeros_like(g), jnp.sign(g))
+    return -sign * step_size, (g, step_size)
 
 
 RULE = Rule("Rprop", RpropState, init, scalars, leaf)
@@ -69,10 +71,9 @@ def rprop(
       step_sizes: the smallest and the largest step size.
     """
     checks.learning_rate(lr)
-    for value in (*etas, *step_sizes):
-        checks.kind("etas and step_sizes", value)
-    low, high = etas
+    low, high = etas[0], etas[1]
     in_order = not is_number(low) or 0.0 < low < 1.0  # type: ignore[operator]  # a number here
     in_order = in_order and (not is_number(high) or high > 1.0)  # type: ignore[operator]
     if not in_order:
         raise ValueError(f"Invalid eta values: {low}, {high}")
+    checks.finite(**{"step_sizes[0]": step_sizes[0]})

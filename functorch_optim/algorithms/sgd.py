@@ -64,7 +64,7 @@ RULE = Rule(
     scalars,
     leaf,
     sparse=SparseGradients(lambda h: not _has_momentum(h.momentum)),
-    torch=TorchFacts(has_step=False),
+    torch=TorchFacts(has_step=False, takes_nan=("lr",)),
 )
 
 
@@ -92,8 +92,9 @@ def sgd(
     if is_number(lr) and lr < 0.0:  # type: ignore[operator]  # a number here
         raise ValueError(f"Invalid learning rate: {lr}")
     checks.at_least_zero("momentum", momentum, "Invalid momentum value")
-    checks.kind("dampening", dampening)
     checks.at_least_zero("weight_decay", weight_decay, "Invalid weight_decay value")
     damped = not (is_number(dampening) and dampening == 0)
+    checks.flag("nesterov", nesterov)
     if nesterov and (not _has_momentum(momentum) or damped):
         raise ValueError("Nesterov momentum requires a momentum and zero dampening")
+    checks.finite(lr=lr, momentum=momentum, dampening=dampening, weight_decay=weight_decay)

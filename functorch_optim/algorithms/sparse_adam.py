@@ -100,6 +100,7 @@ def sparse_adam(
     _above_zero("lr", lr, "Invalid learning rate")
     _above_zero("eps", eps, "Invalid epsilon value")
     checks.averages(betas)
+    checks.finite(lr=lr)
 
 
 def _above_zero(name: str, value: Any, message: str) -> None:

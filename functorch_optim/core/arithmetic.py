@@ -46,12 +46,13 @@ def align(*xs: Any) -> tuple[Any, ...]:
 
     Counts and lengths stay integers as long as possible: float32 is exact only up to 2**24.
     """
-    if all(is_number(x) for x in xs) or all(_is_whole(x) for x in xs):
+    if all(is_number(x) for x in xs) or all(is_whole(x) for x in xs):
         return xs
     return tuple(float(x) if is_number(x) else as_float(x) for x in xs)
 
 
-def _is_whole(x: Any) -> bool:
+def is_whole(x: Any) -> bool:
+    """Whether x is an integer, or an array of such."""
     return isinstance(x, int) or jnp.issubdtype(jnp.result_type(x), jnp.integer)
 
 
@@ -90,7 +91,7 @@ def _of_counts(
 
 
 def _is_beyond(x: Any, count: Any) -> bool:
-    if not isinstance(x, int) or is_number(count) or not _is_whole(count):
+    if not isinstance(x, int) or is_number(count) or not is_whole(count):
         return False
     return x > int(jnp.iinfo(jnp.result_type(count)).max)
 
@@ -155,6 +156,12 @@ def sqrt(x: Any) -> Any:
     without this, `jax.grad` through an update gives NaN.
     """
     return math.sqrt(x) if is_number(x) else _sqrt(x)
+
+
+def share(weight: Any, x: Any) -> jax.Array:
+    """`weight * x`, where a weight of 0 takes nothing of what is infinite, or NaN, either."""
+    nothing = (weight == 0) & ~jnp.isfinite(x)
+    return weight * jnp.where(nothing, jnp.zeros_like(x), x)
 
 
 @jax.custom_jvp

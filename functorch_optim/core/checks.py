@@ -5,6 +5,7 @@ Only plain numbers are checked: the value of an array or of a schedule is not kn
 
 from __future__ import annotations
 
+import math
 import numbers
 from typing import Any
 
@@ -12,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from functorch_optim.core.arithmetic import is_number
+from functorch_optim.core.arithmetic import is_number, is_whole
 
 
 def kind(name: str, value: Any) -> None:
@@ -34,9 +35,75 @@ def number_or_array(name: str, value: Any) -> None:
 
 
 def _is_real(value: Any) -> bool:
-    if isinstance(value, jax.Array | np.ndarray):
+    if isinstance(value, jax.Array | np.ndarray | np.generic) and not isinstance(value, np.bool_):
         return jnp.issubdtype(value.dtype, jnp.floating) or jnp.issubdtype(value.dtype, jnp.integer)
-    return is_number(value) and not isinstance(value, complex | np.complexfloating)
+    return isinstance(value, numbers.Real | np.bool_)
+
+
+def number_or_schedule(name: str, value: Any, may_be_nan: bool = False) -> None:
+    """Raises unless value is a number, an array of one element or a schedule.
+
+    Raises:
+      TypeError: it is none of these. ValueError: it has several elements, is NaN, or too large.
+    """
+    kind(name, value)
+    one_element(name, value)
+    if not is_number(value):
+        return
+    try:
+        is_nan = math.isnan(value)
+    except OverflowError:
+        raise ValueError(f"{name} is too large for a float: {value}") from None
+    if is_nan and not may_be_nan:
+        raise ValueError(f"Invalid {name} value: {value}")
+
+
+def finite(**arguments: Any) -> None:
+    """Raises ValueError for the first number that is infinite."""
+    for name, value in arguments.items():
+        if is_number(value) and value in (math.inf, -math.inf):
+            raise ValueError(f"{name} should be finite, but is {value}")
+
+
+def number_from_schedule(name: str, value: Any) -> None:
+    """Raises unless a schedule returned one real number.
+
+    Raises:
+      TypeError: it returned something else. ValueError: several numbers.
+    """
+    if not _is_real(value):
+        raise TypeError(
+            f"{name} is a schedule, which should return a number, but returned {value!r} of type "
+            f"{type(value).__name__}"
+        )
+    if np.size(value) != 1:
+        raise ValueError(
+            f"{name} is a schedule, which should return one number, but returned an array of "
+            f"shape {np.shape(value)}"
+        )
+
+
+def several(name: str, value: Any, wanted: int) -> None:
+    """Raises unless value is a tuple (or list) of so many elements.
+
+    Raises:
+      TypeError: it is none. ValueError: it has another length.
+    """
+    if not isinstance(value, tuple | list):
+        raise TypeError(
+            f"{name} should be a tuple of {wanted} values, but got {value!r} of type "
+            f"{type(value).__name__}"
+        )
+    if len(value) != wanted:
+        raise ValueError(f"{name} must be exactly {wanted} values, but got {len(value)}")
+
+
+def word(name: str, value: Any) -> None:
+    """Raises TypeError unless value is a str."""
+    if not isinstance(value, str):
+        raise TypeError(
+            f"{name} should be a word, but got {value!r} of type {type(value).__name__}"
+        )
 
 
 def flag(name: str, value: Any) -> None:
@@ -53,12 +120,31 @@ def count(name: str, value: Any, least: int = 1) -> None:
     Raises:
       TypeError: it is no whole number. ValueError: it is smaller.
     """
+    whole(name, value)
+    if value < least:
+        raise ValueError(f"{name} should be at least {least}, but is {value}")
+
+
+def whole(name: str, value: Any) -> None:
+    """Raises TypeError unless value is a whole number."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise TypeError(
             f"{name} should be a whole number, but got {value!r} of type {type(value).__name__}"
         )
-    if value < least:
-        raise ValueError(f"{name} should be at least {least}, but is {value}")
+
+
+def number_of_times(name: str, value: Any) -> None:
+    """Raises unless value is a count that may be traced: a whole number, such an array, a schedule.
+
+    Raises:
+      TypeError: it is none of these. ValueError: it is below 0, or several.
+    """
+    kind(name, value)
+    one_element(name, value)
+    if not callable(value) and not is_whole(value):
+        raise TypeError(f"{name} should be a whole number, but is {value!r}")
+    if is_number(value):
+        count(name, value, least=0)
 
 
 def at_least_zero(name: str, value: Any, message: str) -> None:
@@ -90,8 +176,12 @@ def given(pair: str, argument: str, value: Any, reason: str) -> None:
 
 
 def state(pair: str, kind: Any, given: Any) -> None:
-    """Raises TypeError if update was called with something else than a pair's own state."""
-    if not all(hasattr(given, field) for field in kind._fields):
+    """Raises TypeError if update was called with something else than a pair's own state.
+
+    A state is known by its class's name and fields: a class that was pickled is another object.
+    """
+    its = type(given).__name__, getattr(given, "_fields", None)
+    if not isinstance(given, kind) and its != (kind.__name__, kind._fields):
         raise TypeError(
             f"{pair}: state should be the {kind.__name__} that init returned, but is a "
             f"{type(given).__name__}"

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from functorch_optim.core import sparse_leaves, trees
+from functorch_optim.core.arithmetic import share
 from functorch_optim.core.dtypes import from_real, real_dtype, to_real, widest
 from functorch_optim.rules.numbers import StepNumbers
 from functorch_optim.rules.rule import Buffers, Leaf, Rule
@@ -45,7 +46,7 @@ def step_leaf(
     gradient, parameter, working, s = _working(g, p, buffers, s)
     update, new = leaf(gradient, parameter, working, s)
     if s.decay is not None and not s.leaf_decays:
-        update = update - s.decay * parameter
+        update = update - share(s.decay, parameter)
     like = g if p is None else p
     if jnp.iscomplexobj(like):
         update = from_real(update, like.dtype)
@@ -98,5 +99,5 @@ def _working(
     if s.maximize:
         gradient = -gradient
     if s.l2 is not None:
-        gradient = gradient + s.l2 * parameter
+        gradient = gradient + share(s.l2, parameter)
     return gradient, parameter, working, s

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from functorch_optim.core.arithmetic import as_float, is_number
+from functorch_optim.core import checks
+from functorch_optim.core.arithmetic import as_float, is_number, is_whole
 
 if TYPE_CHECKING:
     from functorch_optim.rules.rule import Rule
@@ -55,20 +56,25 @@ class StepNumbers:
 
 
 def hyperparameters_at(values: Mapping[str, Any], count: Any) -> SimpleNamespace:
-    """The hyperparameters of the update that follows `count` updates: schedules are called."""
+    """The hyperparameters of the update that follows `count` updates: schedules are called.
 
-    def at(value: Any) -> Any:
+    Raises:
+      TypeError, ValueError: a schedule returns something else than one number.
+    """
+
+    def at(name: str, value: Any) -> Any:
         if isinstance(value, tuple):
-            return tuple(at(v) for v in value)
+            return tuple(at(f"{name}[{i}]", v) for i, v in enumerate(value))
         if callable(value):
             value = value(count)
+            checks.number_from_schedule(name, value)
         if isinstance(value, np.ndarray | np.generic):
             return value.item()
         if isinstance(value, jax.Array):
             return as_float(value.reshape(()))
         return value
 
-    return SimpleNamespace(**{name: at(value) for name, value in values.items()})
+    return SimpleNamespace(**{name: at(name, value) for name, value in values.items()})
 
 
 def has_decay(h: SimpleNamespace) -> bool:
@@ -84,7 +90,7 @@ def step_numbers(rule: Rule, h: SimpleNamespace, t: Any, carried: Any = ()) -> S
     """
     weight_decay = h.weight_decay if has_decay(h) else None
     decoupled = getattr(h, "decoupled_weight_decay", rule.decay is not rule.decay.COUPLED)
-    own = [None if x is None else as_float(x) for x in carried]
+    own = [x if x is None or is_whole(x) else as_float(x) for x in carried]
     return rule.scalars(t, h, *own).with_(
         {
             "maximize": bool(getattr(h, "maximize", False)),

@@ -17,13 +17,15 @@ import jax
 import jax.numpy as jnp
 
 from functorch_optim.core import checks, sparse_leaves, trees
-from functorch_optim.core.arguments import selects_code
+from functorch_optim.core.abstract import abstract_aware
+from functorch_optim.core.arguments import Kinds, selects_code
 from functorch_optim.core.arithmetic import as_float, float_dtype
 from functorch_optim.core.counting import increment
 from functorch_optim.core.dtypes import real_dtype, widest
 from functorch_optim.core.equal_pairs import value_equal
 from functorch_optim.core.pair import GradientTransformation, Params, Scalar, State
 from functorch_optim.rules.docstrings import completed
+from functorch_optim.rules.expected import ExpectedState
 from functorch_optim.rules.leaf import init_leaf, measure_leaf, step_entries, step_leaf
 from functorch_optim.rules.numbers import (
     StepNumbers,
@@ -61,7 +63,8 @@ def per_leaf(rule: Rule, **fixed: Any) -> Callable[[Callable[P, None]], Factory[
 
     The decorated function gives the factory its name, signature and docstring; its body raises
     for bad values. An argument whose type has no `float` in it selects code; every other is a
-    number, an array or a schedule.
+    number, an array or a schedule. That each argument is of the kind that its type says is checked
+    here, behind the body, whose errors about values come first.
 
     Args:
       rule: the math.
@@ -70,14 +73,24 @@ def per_leaf(rule: Rule, **fixed: Any) -> Callable[[Callable[P, None]], Factory[
 
     def decorate(check: Callable[P, None]) -> Factory[P]:
         signature = inspect.signature(check)
+        kinds = Kinds(check, rule.torch.takes_nan)
         build = value_equal(functools.partial(_build, rule, check.__name__))
 
         @functools.wraps(check)
         def factory(*args: P.args, **kwargs: P.kwargs) -> GradientTransformation:
-            check(*args, **kwargs)
-            bound = signature.bind(*args, **kwargs)
+            try:
+                bound = signature.bind(*args, **kwargs)
+            except TypeError as error:
+                raise TypeError(f"{check.__name__}() {error}") from None
             bound.apply_defaults()
-            return build(**{k: _frozen(v) for k, v in bound.arguments.items()}, **fixed)
+            values = kinds.plain(bound.arguments)
+            try:
+                check(**values)  # type: ignore[call-arg]  # what bind() gave back
+            except (TypeError, LookupError):
+                kinds.check(values)  # names what the body stumbled over
+                raise
+            kinds.check(values)
+            return build(**values, **fixed)
 
         # What the check returns is nothing; what the factory returns is a pair.
         factory.__signature__ = signature.replace(  # type: ignore[attr-defined]  # for help()
@@ -93,11 +106,10 @@ def per_leaf(rule: Rule, **fixed: Any) -> Callable[[Callable[P, None]], Factory[
     return decorate
 
 
-def _frozen(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
 def _build(rule: Rule, name: str, **hyperparameters: Any) -> GradientTransformation:
+    expected = ExpectedState(rule, name)
+
+    @abstract_aware
     def init(params: Params) -> State:
         h = hyperparameters_at(hyperparameters, jnp.zeros((), jnp.int32))
         ps, treedef = trees.flatten(params)
@@ -108,14 +120,13 @@ def _build(rule: Rule, name: str, **hyperparameters: Any) -> GradientTransformat
         )
         if ps:
             return state
-        # Of no leaves none says which buffers there are: a matrix does, which any algorithm takes.
-        kept = zip(rule.buffers, init_leaf(rule, jnp.zeros((1, 1)), h), strict=True)
-        return state._replace(**{name: params for name, b in kept if b is not None})
+        return state._replace(**dict.fromkeys(_possible_buffers(rule, h), params))
 
     def update(
         grads: Params, state: Any, params: Params | None = None, **extra: Any
     ) -> tuple[Params, State]:
         checks.state(name, rule.state, state)
+        expected.check_numbers(state)
         step = jnp.asarray(state.step).astype(jnp.int32)
         h = hyperparameters_at(hyperparameters, step)
         carried = [getattr(state, field) for field in rule.carried.names]
@@ -126,6 +137,8 @@ def _build(rule: Rule, name: str, **hyperparameters: Any) -> GradientTransformat
         for i, g in enumerate(gs):
             skipped = trees.has_no_update(g) or (params is not None and trees.has_no_update(ps[i]))
             gs[i] = None if skipped else rule.gradient(g, h, has_decay(h))
+            if gs[i] is not None:
+                expected.check(h, g if params is None else ps[i], buffers[i], treedef, i)
         if rule.whole_tree is not None:
             s = rule.whole_tree.settle(s, _totals(rule.whole_tree, gs, ps, buffers, s))
         updates: list[Any] = [None] * len(gs)
@@ -134,13 +147,10 @@ def _build(rule: Rule, name: str, **hyperparameters: Any) -> GradientTransformat
                 continue
             dtype = g.dtype if ps[i] is None else jnp.result_type(ps[i])
             if trees.is_sparse(g):
-                like_g = tuple(None if buffer is None else g for buffer in buffers[i])
-                _check_buffers(rule, like_g, buffers[i], treedef, i)
                 update, new = step_entries(rule.leaf, g, ps[i], buffers[i], s)
                 updates[i] = sparse_leaves.cast(update, dtype)
             else:
                 update, new = step_leaf(rule.leaf, g, ps[i], buffers[i], s)
-                _check_buffers(rule, new, buffers[i], treedef, i)
                 updates[i] = update.astype(dtype)
             buffers[i] = new
         new_carried = _next_carried(rule, s, carried)
@@ -162,6 +172,20 @@ def pair_state(
         absent = all(value is None for value in values)
         fields[name] = None if absent else treedef.unflatten(values)
     return rule.state(step=step, **fields)
+
+
+def _possible_buffers(rule: Rule, h: Any) -> set[str]:
+    """The buffers that some leaf would have: a matrix, which any algorithm takes, or a vector."""
+    found = set()
+    for shape in ((1, 1), (1,)):
+        p = jnp.zeros(shape)
+        try:
+            rule.accepts(p)
+        except (ValueError, RuntimeError):
+            continue
+        buffers = zip(rule.buffers, init_leaf(rule, p, h), strict=True)
+        found |= {name for name, buffer in buffers if buffer is not None}
+    return found
 
 
 def _first_carried(rule: Rule, h: Any, ps: trees.Leaves) -> list[Any]:
@@ -214,16 +238,6 @@ def _aligned(rule: Rule, grads: Any, state: Any, params: Any) -> tuple[Any, Any,
     ]
     buffers = list(zip(*rows, strict=True)) if rows else [()] * len(gs)
     return gs, references if params is not None else [None] * len(gs), buffers, treedef
-
-
-def _check_buffers(rule: Rule, new: Buffers, old: Buffers, treedef: Any, index: int) -> None:
-    """Raises ValueError if a buffer had another parameter's shape and was broadcast."""
-    for name, after, before in zip(rule.buffers, new, old, strict=True):
-        if after is not None and after.shape != before.shape:
-            raise ValueError(
-                f"state and params differ in shape at {trees.path_of(treedef, index)}: "
-                f"{name} has shape {before.shape}, and its update {after.shape}"
-            )
 
 
 def _check_params_not_needed(rule: Rule, name: str, s: StepNumbers) -> None:

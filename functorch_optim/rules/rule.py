@@ -83,12 +83,14 @@ class TorchFacts(NamedTuple):
       step_is_int: which is a Python number.
       eager: it creates the state at construction, not at the first step.
       lists_complex: it lists the complex parameters that it cannot train.
+      takes_nan: hyperparameters for which it takes NaN.
     """
 
     has_step: bool = True
     step_is_int: bool = False
     eager: bool = False
     lists_complex: bool = False
+    takes_nan: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

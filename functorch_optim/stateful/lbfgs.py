@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from functorch_optim.algorithms import lbfgs as algorithm
-from functorch_optim.algorithms.lbfgs import Layout, LBFGSState, Numbers, Run
+from functorch_optim.algorithms.lbfgs import FlatVector, LBFGSState, Run, SearchNumbers
 from functorch_optim.core import trees
 from functorch_optim.stateful.memory.cell import OUTSIDE, VALUES, Changes
 from functorch_optim.stateful.memory.of_lbfgs import DEFAULTS, LBFGSMemory, SearchPlan
@@ -194,7 +194,7 @@ def _scalar(loss: Any) -> jax.Array:
 def _begun(state: LBFGSState, data: list[jax.Array]) -> Run:
     """A step that waits for the function; its arrays are copies, to be donated."""
     program.count_trace()
-    run = algorithm.begin(state, Layout(data).vector(data, "params"))
+    run = algorithm.begin(state, FlatVector(data).vector(data, "params"))
     return jax.tree.map(jnp.copy, run)
 
 
@@ -205,11 +205,11 @@ def _advanced(
     data: list[jax.Array],
     loss: jax.Array,
     grads: list[Any],
-    numbers: Numbers,
+    numbers: SearchNumbers,
 ) -> tuple[Run, list[jax.Array]]:
     """The step after an evaluation, and what to put into the Parameters: trial or result."""
     program.count_trace()
-    layout = Layout(data)
+    layout = FlatVector(data)
     run = algorithm.advance(run, loss, layout.vector(grads, "grads"), numbers, *plan)
     where = jnp.where(run.stopped, run.x, run.trial)
     return run, layout.tree(where)

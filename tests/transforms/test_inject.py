@@ -78,7 +78,7 @@ def test_what_is_an_input_and_what_a_constant() -> None:
         return set(inject_hyperparams(factory, static)(**kwargs).init(p).hyperparams)
 
     assert names(fo.adam) == {"lr", "betas", "eps", "weight_decay"}
-    assert names(fo.adam, lr=0, maximize=1) == {"lr", "betas", "eps", "weight_decay"}
+    assert names(fo.adam, lr=0, maximize=True) == {"lr", "betas", "eps", "weight_decay"}
     assert names(fo.adam, ("lr", "betas")) == {"eps", "weight_decay"}
     assert names(fo.muon) == {"lr", "weight_decay", "momentum", "ns_coefficients", "eps"}
     assert names(fo.sgd) == {"lr", "weight_decay"}

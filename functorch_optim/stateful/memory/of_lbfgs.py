@@ -10,7 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from functorch_optim.algorithms import lbfgs as algorithm
-from functorch_optim.algorithms.lbfgs import Layout, LBFGSState, Run, empty, numbers_of, uses_search
+from functorch_optim.algorithms.lbfgs import (
+    FlatVector,
+    LBFGSState,
+    Run,
+    empty,
+    search_numbers,
+    uses_search,
+)
 from functorch_optim.core import trees
 from functorch_optim.core.pair import GradientTransformation, State
 from functorch_optim.rules.numbers import hyperparameters_at
@@ -40,7 +47,7 @@ class SearchPlan(NamedTuple):
     def train(self, evaluate: Evaluate, values: Grouped, buffers: LBFGSState, numbers: Any) -> Any:
         """Every evaluation and the search, in one loop. To be traced."""
         (own,) = values
-        layout = Layout(own)
+        layout = FlatVector(own)
 
         def evaluated(run: Run) -> tuple[Any, Sequence[Any]]:
             result, (grads,) = evaluate([layout.tree(run.trial)])
@@ -107,7 +114,7 @@ class LBFGSMemory:
         plan = SearchPlan(uses_search(values["line_search_fn"]), self.stop_on_nan)
         state = self._at_hand(group.parameters, values["history_size"])
         h = hyperparameters_at(values, self.steps)
-        numbers = numbers_of(h, _layout(group.parameters).dtype)
+        numbers = search_numbers(h, _layout(group.parameters).dtype)
         own = {"owner": group.parameters[0], "state": state, "steps": self.steps + 1}
 
         def release(copies: bool) -> LBFGSState:
@@ -295,5 +302,5 @@ def _fresh(parameters: Sequence[Parameter], history_size: int) -> LBFGSState:
     return empty(layout.size, layout.dtype, history_size)
 
 
-def _layout(parameters: Sequence[Parameter]) -> Layout:
-    return Layout([p._data for p in parameters])
+def _layout(parameters: Sequence[Parameter]) -> FlatVector:
+    return FlatVector([p._data for p in parameters])
