@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,27 +15,95 @@ import jax.numpy as jnp
 import numpy as np
 
 from functorch_optim.core import checks
+from functorch_optim.core.abstract import abstract_aware
 from functorch_optim.core.arguments import selects_code
 from functorch_optim.core.arithmetic import float_dtype, is_number
+from functorch_optim.core.counting import increment
 from functorch_optim.core.equal_pairs import value_equal
 from functorch_optim.core.pair import GradientTransformation, Params, Scalar, State, Updates, member
 from functorch_optim.transforms.support.wrapping import with_dtypes_of
 
 
-class InjectState(NamedTuple):
+class _Fields(NamedTuple):
+    step: Scalar
+    hyperparams: dict[str, Any]
+    scheduled: dict[str, Any]
+    inner_state: State
+
+
+@jax.tree_util.register_pytree_with_keys_class
+class InjectState(_Fields):
     """Hyperparameters by name, each the next update's, beside the state that they work on.
 
+    A Python number that is written into `hyperparams` counts as an array of its dtype wherever the
+    state is a pytree, so that it does not compile again.
+
     Attributes:
-      step: updates so far (int32).
+      step: updates so far (int32, saturates at 2**31 - 1).
       hyperparams: 0-d arrays, float32 (float64 with x64 enabled); tuples of them for tuples.
       scheduled: for those that have a schedule, whether it is followed (bool arrays).
       inner_state: the state of the factory's pair.
     """
 
-    step: Scalar
-    hyperparams: dict[str, Any]
-    scheduled: dict[str, Any]
-    inner_state: State
+    __slots__ = ()
+
+    def tree_flatten_with_keys(self) -> tuple[tuple[tuple[Any, Any], ...], None]:
+        """For JAX. In the pytree `scheduled` has names of its own, so that each is there once."""
+        children = (
+            self.step,
+            _numbers_as_arrays(self.hyperparams),
+            _renamed(self.scheduled, lambda name: name + _SUFFIX),
+            self.inner_state,
+        )
+        keys = map(jax.tree_util.GetAttrKey, self._fields)
+        return tuple(zip(keys, children, strict=True)), None
+
+    @classmethod
+    def tree_unflatten(cls, aux: None, children: Sequence[Any]) -> InjectState:
+        """For JAX."""
+        step, hyperparams, scheduled, inner_state = children
+        own = _renamed(scheduled, lambda name: name.removesuffix(_SUFFIX))
+        return cls(step, hyperparams, own, inner_state)
+
+
+_SUFFIX = "_is_scheduled"
+
+
+def _renamed(named: Any, rename: Callable[[str], str]) -> Any:
+    if not isinstance(named, dict):  # what a tree function puts in the place of a subtree
+        return named
+    return {rename(name): value for name, value in named.items()}
+
+
+def _numbers_as_arrays(hyperparams: Any) -> Any:
+    """Numbers and weakly typed arrays in the dtype that hyperparameters are kept in."""
+    if not isinstance(hyperparams, dict):
+        return hyperparams
+    return {name: _as_arrays(value) for name, value in hyperparams.items()}
+
+
+def _as_arrays(value: Any) -> Any:
+    if type(value) in (tuple, list):
+        return tuple(map(_as_arrays, value))
+    if isinstance(value, bool | np.bool_):
+        return value
+    if isinstance(value, int | float | np.floating | np.integer):
+        return np.asarray(value, float_dtype())
+    if isinstance(value, jax.Array) and value.weak_type:
+        return jax.lax.convert_element_type(value, float_dtype())
+    return value
+
+
+def _check_static_args(static_args: Any) -> None:
+    names = (static_args,) if isinstance(static_args, str) else static_args
+    if not (isinstance(names, tuple | list | set | frozenset) and _all_strings(names)):
+        raise TypeError(
+            f"static_args should be the name of an argument, or several, but are {static_args!r}"
+        )
+
+
+def _all_strings(names: Iterable[Any]) -> bool:
+    return all(isinstance(name, str) for name in names)
 
 
 @value_equal
@@ -73,10 +141,12 @@ def inject_hyperparams(
       A factory with the same signature. It checks its arguments as `factory` does.
 
     Raises:
-      TypeError: factory is not a function. ValueError: it has no argument of a name in static_args.
+      TypeError: factory is not a function, static_args neither a name nor several. ValueError: the
+        factory has no argument of a name in static_args.
     """
     if not callable(factory):
         raise TypeError(f"factory should be a function that returns a pair, but is {factory!r}")
+    _check_static_args(static_args)
     signature = inspect.signature(factory)
     named = {static_args} if isinstance(static_args, str) else set(static_args)
     takes_any = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
@@ -118,6 +188,7 @@ def _injected(
 
     pair(_at(dynamic, np.int32(0)))  # the factory's own checks, at construction
 
+    @abstract_aware
     def init(params: Params) -> InjectState:
         start = jnp.zeros((), jnp.int32)
         # Copies: the caller's arrays, and an array given twice, are not to be donated with it.
@@ -128,19 +199,40 @@ def _injected(
     def update(
         grads: Updates, state: InjectState, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, InjectState]:
-        checks.state("inject_hyperparams", InjectState, state)
+        checks.own_state("inject_hyperparams", InjectState, state)
+        checks.scalars("inject_hyperparams", state, "step")
+        _check_names(state, dynamic, schedules)
         values = jax.tree.map(lambda x: jnp.asarray(x, float_dtype()), dict(state.hyperparams))
         updates, inner_state = pair(_as_numbers(values)).update(
             grads, state.inner_state, params, **extra
         )
         inner_state = with_dtypes_of(state.inner_state, inner_state)
-        step = state.step + 1
+        step = increment(state.step)
         scheduled = {name: jnp.asarray(on, bool) for name, on in state.scheduled.items()}
         for name, value in schedules.items():
             values[name] = _following(value, values[name], scheduled[name], step)
         return updates, InjectState(step, values, scheduled, inner_state)
 
     return GradientTransformation(init, update)
+
+
+def _check_names(state: InjectState, dynamic: Mapping[str, Any], scheduled: Any) -> None:
+    """Raises if the state has other hyperparameters than the pair, or of other shapes."""
+    for field, wanted in (("hyperparams", dynamic), ("scheduled", scheduled)):
+        found = getattr(state, field)
+        if not isinstance(found, Mapping) or set(found) != set(wanted):
+            names = sorted(found) if isinstance(found, Mapping) else type(found).__name__
+            raise ValueError(
+                f"inject_hyperparams: state.{field} should have the names {sorted(wanted)}, "
+                f"but has {names}"
+            )
+    for name, value in dynamic.items():
+        now, many = state.hyperparams[name], isinstance(value, tuple | list)
+        if many != isinstance(now, tuple | list) or (many and len(now) != len(value)):
+            kind = f"a tuple of {len(value)}" if many else "one value"
+            raise ValueError(
+                f"inject_hyperparams: state.hyperparams[{name!r}] should be {kind}, but is {now!r}"
+            )
 
 
 def set_hyperparams(state: State, **values: Any) -> State:

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from functorch_optim.core import checks, updating
+from functorch_optim.core.abstract import abstract_aware
+from functorch_optim.core.counting import increment
 from functorch_optim.core.equal_pairs import value_equal
 from functorch_optim.core.pair import (
     GradientTransformation,
@@ -25,8 +27,9 @@ def scale(factor: Number) -> GradientTransformation:
 
     Raises:
       TypeError: factor is not a number or an array; for a schedule see `scale_by_schedule`.
+      ValueError: it is NaN, or an array of several elements.
     """
-    checks.number_or_array("factor", factor)
+    checks.number("factor", factor)
 
     def changed(updates: Updates, params: Params | None) -> Updates:
         return updating.scale(updates, factor)
@@ -35,7 +38,7 @@ def scale(factor: Number) -> GradientTransformation:
 
 
 class ScaleByScheduleState(NamedTuple):
-    """`step` counts the updates made so far (int32)."""
+    """`step` counts the updates made so far (int32, saturates at 2**31 - 1)."""
 
     step: Scalar
 
@@ -53,14 +56,16 @@ def scale_by_schedule(schedule: Schedule) -> GradientTransformation:
             "for a number see scale(factor)"
         )
 
+    @abstract_aware
     def init(params: Params) -> ScaleByScheduleState:
         return ScaleByScheduleState(jnp.zeros((), jnp.int32))
 
     def update(
         updates: Updates, state: ScaleByScheduleState, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, ScaleByScheduleState]:
-        checks.state("scale_by_schedule", ScaleByScheduleState, state)
-        step = jnp.asarray(state.step)
-        return updating.scale(updates, schedule(step)), ScaleByScheduleState(step + 1)
+        checks.own_state("scale_by_schedule", ScaleByScheduleState, state)
+        checks.scalars("scale_by_schedule", state, "step")
+        step = jnp.asarray(state.step).astype(jnp.int32)
+        return updating.scale(updates, schedule(step)), ScaleByScheduleState(increment(step))
 
     return GradientTransformation(init, update)
