@@ -191,9 +191,8 @@ def length(name: str, value: Any, least: int = 1) -> None:
         an array has several elements.
     """
     if isinstance(value, jax.Array | np.ndarray):
+        number_or_array(name, value)
         one_element(name, value)
-        if not jnp.issubdtype(value.dtype, jnp.integer):
-            raise TypeError(f"{name} should be a whole number, but has dtype {value.dtype}")
         return
     if isinstance(value, bool | np.bool_) or not is_number(value):
         raise TypeError(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -23,11 +23,13 @@ from functorch_optim.core.equal_pairs import value_equal
 from functorch_optim.core.pair import GradientTransformation, Params, Scalar, State, Updates, member
 from functorch_optim.transforms.support.wrapping import with_dtypes_of
 
+_SUFFIX = "_is_scheduled"
+
 
 class _Fields(NamedTuple):
     step: Scalar
     hyperparams: dict[str, Any]
-    scheduled: dict[str, Any]
+    flags: dict[str, Any]
     inner_state: State
 
 
@@ -41,38 +43,63 @@ class InjectState(_Fields):
     Attributes:
       step: updates so far (int32, saturates at 2**31 - 1).
       hyperparams: 0-d arrays, float32 (float64 with x64 enabled); tuples of them for tuples.
-      scheduled: for those that have a schedule, whether it is followed (bool arrays).
+      flags: for those that have a schedule, whether it is followed (bool arrays), by names that are
+        no other's: "lr_is_scheduled".
       inner_state: the state of the factory's pair.
     """
 
     __slots__ = ()
 
+    @property
+    def scheduled(self) -> MutableMapping[str, Any]:
+        """The flags by the names of the hyperparameters, to be read and set."""
+        return _Flags(self.flags)
+
+    def _replace(self, **fields: Any) -> InjectState:
+        """A state with other fields; `scheduled` may be one of them."""
+        if "scheduled" in fields:
+            fields["flags"] = _flags(fields.pop("scheduled"))
+        return super()._replace(**fields)
+
     def tree_flatten_with_keys(self) -> tuple[tuple[tuple[Any, Any], ...], None]:
-        """For JAX. In the pytree `scheduled` has names of its own, so that each is there once."""
-        children = (
-            self.step,
-            _numbers_as_arrays(self.hyperparams),
-            _renamed(self.scheduled, lambda name: name + _SUFFIX),
-            self.inner_state,
-        )
+        """For JAX."""
+        children = self[0], _numbers_as_arrays(self.hyperparams), *self[2:]
         keys = map(jax.tree_util.GetAttrKey, self._fields)
         return tuple(zip(keys, children, strict=True)), None
 
     @classmethod
-    def tree_unflatten(cls, aux: None, children: Sequence[Any]) -> InjectState:
+    def tree_unflatten(cls, aux: None, children: Iterable[Any]) -> InjectState:
         """For JAX."""
-        step, hyperparams, scheduled, inner_state = children
-        own = _renamed(scheduled, lambda name: name.removesuffix(_SUFFIX))
-        return cls(step, hyperparams, own, inner_state)
+        return cls(*children)
 
 
-_SUFFIX = "_is_scheduled"
+class _Flags(MutableMapping[str, Any]):
+    """A dict under shorter names."""
+
+    def __init__(self, flags: dict[str, Any]):
+        self._flags = flags
+
+    def __getitem__(self, name: str) -> Any:
+        return self._flags[name + _SUFFIX]
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        self._flags[name + _SUFFIX] = value
+
+    def __delitem__(self, name: str) -> None:
+        del self._flags[name + _SUFFIX]
+
+    def __iter__(self) -> Iterator[str]:
+        return (name.removesuffix(_SUFFIX) for name in self._flags)
+
+    def __len__(self) -> int:
+        return len(self._flags)
+
+    def __repr__(self) -> str:
+        return repr(dict(self))
 
 
-def _renamed(named: Any, rename: Callable[[str], str]) -> Any:
-    if not isinstance(named, dict):  # what a tree function puts in the place of a subtree
-        return named
-    return {rename(name): value for name, value in named.items()}
+def _flags(scheduled: Mapping[str, Any]) -> dict[str, Any]:
+    return {name + _SUFFIX: flag for name, flag in scheduled.items()}
 
 
 def _numbers_as_arrays(hyperparams: Any) -> Any:
@@ -194,7 +221,7 @@ def _injected(
         # Copies: the caller's arrays, and an array given twice, are not to be donated with it.
         values = jax.tree.map(lambda x: jnp.array(x, float_dtype()), _at(dynamic, start))
         on = {name: jnp.ones((), bool) for name in schedules}
-        return InjectState(start, values, on, pair(_as_numbers(values)).init(params))
+        return InjectState(start, values, _flags(on), pair(_as_numbers(values)).init(params))
 
     def update(
         grads: Updates, state: InjectState, params: Params | None = None, **extra: Any
@@ -211,7 +238,7 @@ def _injected(
         scheduled = {name: jnp.asarray(on, bool) for name, on in state.scheduled.items()}
         for name, value in schedules.items():
             values[name] = _following(value, values[name], scheduled[name], step)
-        return updates, InjectState(step, values, scheduled, inner_state)
+        return updates, InjectState(step, values, _flags(scheduled), inner_state)
 
     return GradientTransformation(init, update)
 
