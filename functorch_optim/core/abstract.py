@@ -43,7 +43,8 @@ def abstract_aware(init: Callable[[Params], State]) -> Callable[[Params], State]
 
 def _strongly_typed(x: Any) -> Any:
     if isinstance(x, jax.Array):
-        return jax.lax.convert_element_type(x, x.dtype) if x.weak_type else x
+        weak = getattr(x, "weak_type", False)  # a typed key has none
+        return jax.lax.convert_element_type(x, x.dtype) if weak else x
     return jnp.array(x, jnp.result_type(x)) if type(x) in (int, float, complex) else x
 
 

@@ -187,17 +187,15 @@ def length(name: str, value: Any, least: int = 1) -> None:
     """Checks a whole number of at least `least`, or an array of one, whose value is not looked at.
 
     Raises:
-      TypeError: it is no number. ValueError: it is no whole one, too small, or too large for int32;
-        an array has several elements.
+      TypeError: it is True or False. ValueError: it is no whole number, too small, or too large for
+        int32; an array has several elements.
     """
     if isinstance(value, jax.Array | np.ndarray):
         number_or_array(name, value)
         one_element(name, value)
         return
-    if isinstance(value, bool | np.bool_) or not is_number(value):
-        raise TypeError(
-            f"{name} should be a whole number, but got {value!r} of type {type(value).__name__}"
-        )
+    if isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name} should be a whole number, but got {value!r} of type bool")
     if not (isinstance(value, int | np.integer) and least <= value <= np.iinfo(np.int32).max):
         kind = "positive" if least else "non-negative"
         raise ValueError(f"Expected {kind} integer {name}, but got {value}")

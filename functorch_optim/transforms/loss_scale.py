@@ -52,7 +52,7 @@ def dynamic_loss_scale(
     growth_factor: Number = 2.0,
     backoff_factor: Number = 0.5,
     growth_interval: int | jax.Array = 2000,
-    min_scale: Number = 2.0**-24,
+    min_scale: Number | None = None,
     max_scale: Number = 2.0**127,
 ) -> GradientTransformation:
     """Takes the gradients of a scaled loss: those of `loss * state.scale`.
@@ -70,8 +70,8 @@ def dynamic_loss_scale(
       backoff_factor: what it is multiplied by after a step without; above 0 and below 1.
       growth_interval: steps; a whole number.
       min_scale: the scale does not fall below it, however many steps in a row are skipped. (torch's
-        scale falls to 0 after 165 of them, and the next step is NaN.) Default: 2**-24, the smallest
-        number of float16.
+        scale falls to 0 after 165 of them, and the next step is NaN.) Default: `None`, 2**-24, the
+        smallest number of float16, or init_scale if that is smaller.
       max_scale: it does not rise above it. Default: 2**127, the largest power of 2 in float32.
 
     Returns:
@@ -89,6 +89,7 @@ def dynamic_loss_scale(
         raise AssertionError("The growth factor must be > 1.0.")
     if is_number(backoff_factor) and backoff_factor >= 1.0:
         raise AssertionError("The backoff factor must be < 1.0.")
+    checks.number("growth_interval", growth_interval)
     checks.length("growth_interval", growth_interval)
     _check_limits(min_scale, init_scale, max_scale)
     inner_update = update_if(inner, guards=True, prepare=_unscaled)
@@ -110,17 +111,19 @@ def dynamic_loss_scale(
         grown = tracker >= jnp.asarray(growth_interval, jnp.int32).reshape(())
         larger = jnp.where(grown, _product(now, growth_factor), now)
         scale = jnp.where(finite, larger, _product(now, backoff_factor))
-        smallest, largest = (
-            jnp.asarray(x, jnp.float32).reshape(()) for x in (min_scale, max_scale)
-        )
+        first, largest = (jnp.asarray(x, jnp.float32).reshape(()) for x in (init_scale, max_scale))
+        lowest = jnp.minimum(first, 2.0**-24) if min_scale is None else min_scale
+        smallest = jnp.asarray(lowest, jnp.float32).reshape(())
         scale = jnp.clip(scale, smallest, largest)
         return updates, LossScaleState(scale, jnp.where(grown, 0, tracker), inner_state)
 
     return GradientTransformation(init, update)
 
 
-def _check_limits(min_scale: Number, init_scale: Number, max_scale: Number) -> None:
-    limits = {"min_scale": min_scale, "init_scale": init_scale, "max_scale": max_scale}
+def _check_limits(min_scale: Number | None, init_scale: Number, max_scale: Number) -> None:
+    limits: dict[str, Any] = {"init_scale": init_scale, "max_scale": max_scale}
+    if min_scale is not None:
+        limits = {"min_scale": min_scale, **limits}
     largest = float(jnp.finfo(jnp.float32).max)
     for name, value in limits.items():
         checks.number(name, value, least=float(jnp.finfo(jnp.float32).tiny), most=largest)

@@ -56,7 +56,7 @@ def skip_nonfinite(tx: GradientTransformation, max_consecutive: int = 10) -> Gra
       A pair whose state is `SkipNonfiniteState`.
 
     Raises:
-      TypeError: tx is not a pair, or max_consecutive is no number. ValueError: it is not a positive
+      TypeError: tx is not a pair, or max_consecutive is a bool. ValueError: it is not a positive
         integer.
     """
     inner = member(tx, "the transform of skip_nonfinite")

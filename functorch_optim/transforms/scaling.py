@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from functorch_optim.core import checks, updating
 from functorch_optim.core.abstract import abstract_aware
+from functorch_optim.core.arithmetic import is_number
 from functorch_optim.core.counting import increment
 from functorch_optim.core.equal_pairs import value_equal
 from functorch_optim.core.pair import (
@@ -32,7 +33,7 @@ def scale(factor: Number) -> GradientTransformation:
     checks.number("factor", factor)
 
     def changed(updates: Updates, params: Params | None) -> Updates:
-        return updating.scale(updates, factor)
+        return updating.scale(updates, factor if is_number(factor) else jnp.reshape(factor, ()))
 
     return stateless(changed)
 

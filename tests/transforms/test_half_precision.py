@@ -127,7 +127,15 @@ def test_norms_neither_overflow_nor_underflow(dtype: str, value: float) -> None:
 def test_a_norm_of_numbers_of_all_sizes() -> None:
     """Each size alone, and what is small beside what is large."""
     random = np.random.RandomState(1)
-    for exponents in ((-120, -60), (-60, -50), (-57, -55), (-5, 5), (50, 60), (55, 120), (-120, 120)):
+    for exponents in (
+        (-120, -60),
+        (-60, -50),
+        (-57, -55),
+        (-5, 5),
+        (50, 60),
+        (55, 120),
+        (-120, 120),
+    ):
         x = jnp.asarray(random.standard_normal(200) * 2.0 ** random.uniform(*exponents, 200))
         x = x.astype(jnp.bfloat16)
         exact = np.linalg.norm(wide(x))
@@ -173,6 +181,4 @@ def test_a_mean_of_many_parameters_is_their_mean(dtype: str) -> None:
 def test_a_mean_over_a_unit_is_not_a_mean_in_half_precision(dtype: str) -> None:
     u = jnp.asarray(300 + np.random.RandomState(3).uniform(-1, 1, (4096, 2)), dtype)
     updates, _ = fo.centralize().update(u, fo.EmptyState())
-    np.testing.assert_allclose(
-        wide(updates), wide(u) - wide(u).mean(0, keepdims=True), atol=2e-2
-    )
+    np.testing.assert_allclose(wide(updates), wide(u) - wide(u).mean(0, keepdims=True), atol=2e-2)
