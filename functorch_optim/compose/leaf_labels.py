@@ -140,9 +140,13 @@ def check_mask(mask: PerLeaf) -> None:
     """Raises TypeError for a mask that holds something else than True and False (or `None`)."""
     if mask is None:
         raise TypeError("the mask should hold True and False, or be a function, but is None")
-    for kept in [] if _is_function(mask) else jax.tree.leaves(mask):
+    if _is_function(mask):
+        return
+    for path, kept in jax.tree_util.tree_leaves_with_path(mask):
         if not _is_bool(kept):
-            raise TypeError(f"the mask should hold True and False, but has {kept!r}")
+            raise TypeError(
+                f"the mask should hold True and False, but has {kept!r} for {trees.keystr(path)}"
+            )
 
 
 def _is_function(per_leaf: PerLeaf) -> bool:

@@ -340,7 +340,7 @@ def _like(old: Any, value: Any, name: str) -> Any:
 
 
 def _selects_code(factory: Any, bound: inspect.BoundArguments) -> frozenset[str]:
-    """The names of flags, and of numbers that select code in an algorithm of this library."""
+    """The names of flags, of random keys, and of numbers that select code in our algorithms."""
     # Momentum of 0 means no buffer, and nesterov wants no dampening.
     absent = {
         name
@@ -348,7 +348,7 @@ def _selects_code(factory: Any, bound: inspect.BoundArguments) -> frozenset[str]
         if is_number(bound.arguments.get(name)) and bound.arguments[name] == 0
     }
     ours = hasattr(factory, "selects_code")
-    return selects_code(factory) | absent if ours else selects_code(factory)
+    return selects_code(factory) | {"key"} | (absent if ours else frozenset())
 
 
 def _by_name(bound: inspect.BoundArguments) -> dict[str, Any]:

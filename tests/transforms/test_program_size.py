@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import jax
@@ -27,7 +28,7 @@ def assert_linear(row: Transform, sizes: tuple[int, ...]) -> None:
     """Each size is twice the one before; four times the text would be a square."""
     tx = row.pair(fo.sgd(0.1, momentum=0.9))
     lengths = [compiled_length(tx, row, leaves) for leaves in sizes]
-    for small, large in zip(lengths, lengths[1:], strict=False):
+    for small, large in itertools.pairwise(lengths):
         assert large / small < 2.5, lengths
 
 
