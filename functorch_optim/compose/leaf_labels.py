@@ -137,16 +137,12 @@ def check_labels(labels: PerLeaf) -> None:
 
 
 def check_mask(mask: PerLeaf) -> None:
-    """Raises TypeError for a mask that holds something else than True and False (or `None`)."""
-    if mask is None:
-        raise TypeError("the mask should hold True and False, or be a function, but is None")
-    if _is_function(mask):
-        return
-    for path, kept in jax.tree_util.tree_leaves_with_path(mask):
-        if not _is_bool(kept):
-            raise TypeError(
-                f"the mask should hold True and False, but has {kept!r} for {trees.keystr(path)}"
-            )
+    """Raises TypeError for what is no mask of any tree; `chosen` looks at those that are trees."""
+    is_leaf = mask is None or jax.tree_util.all_leaves([mask])
+    if is_leaf and not (callable(mask) or _is_bool(mask)):
+        raise TypeError(
+            f"the mask should hold True and False, or be a function that returns such, but is {mask!r}"
+        )
 
 
 def _is_function(per_leaf: PerLeaf) -> bool:

@@ -13,13 +13,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from functorch_optim.core.arithmetic import sqrt
 from functorch_optim.core.dtypes import real_dtype, to_real, widest
 
 _LIMIT = 2.0**56  # the squares of such numbers and of their inverses have room in float32
-_SCALE = np.float32(2.0**80)  # and so have those of larger ones times 1 / _SCALE
+_SCALE = 2.0**80  # and so have those of larger ones times 1 / _SCALE
 
 
 def norm_of(arrays: Sequence[jax.Array]) -> jax.Array:
@@ -61,11 +60,11 @@ def _sums(x: jax.Array, axis: Any, keepdims: bool) -> tuple[jax.Array, jax.Array
     """The sums of squares of middle-sized, small and large numbers, the last two of them scaled."""
     size = jnp.abs(x)
     is_small, is_large = size < 1 / _LIMIT, size > _LIMIT
-    nothing = jnp.zeros_like(x)
+    nothing, scale = jnp.zeros_like(x), _scale(x.dtype)
     parts = (
         jnp.where(is_small | is_large, nothing, x),
-        jnp.where(is_small, x, nothing) * _SCALE,
-        jnp.where(is_large, x, nothing) / _SCALE,
+        jnp.where(is_small, x, nothing) * scale,
+        jnp.where(is_large, x, nothing) * (1 / scale),
     )
     middle, small, large = (
         jnp.sum(jnp.square(part), axis=axis, keepdims=keepdims) for part in parts
@@ -73,9 +72,14 @@ def _sums(x: jax.Array, axis: Any, keepdims: bool) -> tuple[jax.Array, jax.Array
     return middle, small, large
 
 
+def _scale(dtype: Any) -> jax.Array:
+    """The scale, unknown to the compiler, which would make `scale * scale` of it: infinity."""
+    return jax.lax.optimization_barrier(jnp.asarray(_SCALE, dtype))
+
+
 def _root(middle: jax.Array, small: jax.Array, large: jax.Array) -> jax.Array:
     """The root of the whole sum, in the scale of its largest part."""
-    scale = jnp.asarray(_SCALE, middle.dtype)
+    scale = _scale(middle.dtype)
     is_large, is_small = large > 0, middle < 1 / _LIMIT
     inside = jnp.where(is_small, middle, jnp.zeros_like(middle))
     tiny = sqrt(small + jnp.square(sqrt(inside) * scale)) / scale

@@ -44,7 +44,7 @@ def clip_grad_norm_(
       TypeError: an argument is of another kind. ValueError: max_norm is below 0, or NaN.
     """
     checks.number("max_norm", max_norm, least=0.0)
-    checks.number("norm_type", norm_type)
+    checks.number("norm_type", float(norm_type) if isinstance(norm_type, str) else norm_type)
     checks.flag("error_if_nonfinite", error_if_nonfinite)
     chosen = _with_gradients(parameters)
     if not chosen:

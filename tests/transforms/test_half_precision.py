@@ -110,7 +110,8 @@ def test_norms_neither_overflow_nor_underflow(dtype: str, value: float) -> None:
         value = {True: 6e-8, False: 6e4}[value < 1]  # the ends of its range
     x = jnp.asarray(np.full((4, 16), value), dtype)
     exact = 8 * float(wide(x)[0, 0])
-    np.testing.assert_allclose(fo.global_norm([x]), exact, rtol=1e-6)
+    for norm in (fo.global_norm, jax.jit(fo.global_norm)):
+        np.testing.assert_allclose(norm([x]), exact, rtol=1e-6)
     np.testing.assert_allclose(fo.global_norm([x, 0 * x]), exact, rtol=1e-6)
     if value >= 1e-3:
         for tx in (fo.clip_by_global_norm(1.0), fo.clip_by_leaf_norm(1.0)):
@@ -139,7 +140,8 @@ def test_a_norm_of_numbers_of_all_sizes() -> None:
         x = jnp.asarray(random.standard_normal(200) * 2.0 ** random.uniform(*exponents, 200))
         x = x.astype(jnp.bfloat16)
         exact = np.linalg.norm(wide(x))
-        np.testing.assert_allclose(fo.global_norm([x[:150], x[150:]]), exact, rtol=3e-6)
+        for norm in (fo.global_norm, jax.jit(fo.global_norm)):
+            np.testing.assert_allclose(norm([x[:150], x[150:]]), exact, rtol=3e-6)
     for bad in (np.inf, np.nan):
         assert not np.isfinite(fo.global_norm([jnp.asarray([1.0, bad], jnp.bfloat16)]))
     slope = jax.grad(lambda x: fo.global_norm([x]))(jnp.asarray([3.0, 4.0], jnp.bfloat16))
