@@ -141,7 +141,8 @@ def check_mask(mask: PerLeaf) -> None:
     is_leaf = mask is None or jax.tree_util.all_leaves([mask])
     if is_leaf and not (callable(mask) or _is_bool(mask)):
         raise TypeError(
-            f"the mask should hold True and False, or be a function that returns such, but is {mask!r}"
+            "the mask should hold True and False, or be a function that returns such, but is "
+            f"{mask!r}"
         )
 
 
