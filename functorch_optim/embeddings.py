@@ -19,8 +19,8 @@ from typing import Any, NoReturn
 import jax
 import jax.numpy as jnp
 
-from functorch_optim.compose.leaf_labels import PerLeaf, chosen
-from functorch_optim.core import trees
+from functorch_optim.compose.leaf_labels import PerLeaf, check_mask, chosen
+from functorch_optim.core import checks, trees
 from functorch_optim.core.pair import Params, Updates
 from functorch_optim.core.sparse_leaves import in_range
 
@@ -58,10 +58,15 @@ def sparse_value_and_grad(
       other leaves; `None` for those that are not floating point.
 
     Raises:
-      TypeError: the mask's structure is not that of params, or a table is not floating point with
+      TypeError: loss_fn is no function, has_aux no bool; the mask's structure is not that of params
+        or it holds something else than True and False; a table is not floating point with
         one axis at least; from the function, a table was used without `take`.
       RuntimeError: from the function, `take` stands inside a transformation of loss_fn's own.
     """
+    if not callable(loss_fn):
+        raise TypeError(f"loss_fn should be a function, but got {loss_fn!r}")
+    check_mask(tables)
+    checks.flag("has_aux", has_aux)
 
     def value_and_grad(params: Params, *args: Any, **kwargs: Any) -> tuple[Any, Updates]:
         on, ps, treedef = chosen(tables, params)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from functorch_optim.core.abstract import abstract_aware
 from functorch_optim.core.equal_pairs import value_equal
 from functorch_optim.core.pair import GradientTransformation, Params, State, Updates, member
 
@@ -25,12 +26,18 @@ def chain(*transforms: GradientTransformation) -> GradientTransformation:
     """
     members = [member(tx, f"argument {i} of chain") for i, tx in enumerate(transforms)]
 
+    @abstract_aware
     def init(params: Params) -> State:
         return tuple(tx.init(params) for tx in members)
 
     def update(
         grads: Updates, state: State, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, State]:
+        if not isinstance(state, tuple | list):
+            raise TypeError(
+                f"chain: state should be a tuple of the states of {len(members)} members, but is a "
+                f"{type(state).__name__}"
+            )
         if hasattr(state, "_fields") or len(state) != len(members):
             what = type(state).__name__ if hasattr(state, "_fields") else len(state)
             raise ValueError(
@@ -81,6 +88,7 @@ def named_chain(*transforms: tuple[str, GradientTransformation]) -> NamedChain:
             raise ValueError(f"named_chain: two transforms are called {name!r}")
     inner = chain(*(member(tx, f"{name!r} in named_chain") for name, tx in transforms))
 
+    @abstract_aware
     def init(params: Params) -> State:
         return dict(zip(names, inner.init(params), strict=True))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn, TypeAlias
 
 import jax
@@ -32,12 +32,12 @@ def by_path(rules: Sequence[tuple[str, Any]], default: Any = None) -> Callable[[
       A function from a tree to the tree of its labels.
 
     Raises:
-      TypeError: rules are not pairs. ValueError: when the function is called, a pattern that
-        matches no leaf; it is named.
+      TypeError: rules are not pairs of a pattern and a label. ValueError: a pattern is no regular
+        expression; when the function is called, a pattern that matches no leaf. It is named.
     """
-    if isinstance(rules, str | Mapping):
+    if isinstance(rules, str | Mapping) or not isinstance(rules, Iterable):
         raise TypeError(f"by_path: rules should be (pattern, label) pairs, but are {rules!r}")
-    compiled = [(re.compile(pattern), label) for pattern, label in rules]
+    compiled = [_compiled(index, rule) for index, rule in enumerate(rules)]
 
     def labels(params: Params) -> Any:
         paths, _ = jax.tree_util.tree_flatten_with_path(params, is_leaf=trees.is_leaf)
@@ -55,6 +55,20 @@ def by_path(rules: Sequence[tuple[str, Any]], default: Any = None) -> Callable[[
         return trees.flatten(params)[1].unflatten(found)
 
     return labels
+
+
+def _compiled(index: int, rule: Any) -> tuple[re.Pattern[str], Any]:
+    if not (
+        isinstance(rule, tuple | list) and len(rule) == 2 and isinstance(rule[0], str | re.Pattern)
+    ):
+        raise TypeError(f"by_path: rule {index} should be a (pattern, label) pair, but is {rule!r}")
+    pattern, label = rule
+    try:
+        return re.compile(pattern), label
+    except re.error as error:
+        raise ValueError(
+            f"by_path: the pattern {pattern!r} of rule {index} is no regular expression: {error}"
+        ) from error
 
 
 def _is_value(path: Sequence[Any]) -> bool:
@@ -77,9 +91,7 @@ def said_of(per_leaf: PerLeaf, tree: Any, name: str) -> tuple[trees.Leaves, tree
     Raises:
       TypeError: the labels have another structure.
     """
-    # A tree may be callable too (a module): a function is what is no tree.
-    is_function = callable(per_leaf) and jax.tree_util.all_leaves([per_leaf])
-    labels = per_leaf(tree) if is_function else per_leaf
+    labels = per_leaf(tree) if _is_function(per_leaf) else per_leaf
     below, treedef = trees.flatten(tree)
     tops, top_treedef = trees.flatten(labels)
     try:
@@ -115,6 +127,28 @@ def _raise_structures_differ(labels: Any, tree: Any, name: str) -> NoReturn:
         f"{name} and params differ in structure: the containers are of different types. "
         f"params: {jax.tree.structure(tree)}; {name}: {jax.tree.structure(labels)}"
     )
+
+
+def check_labels(labels: PerLeaf) -> None:
+    """Raises TypeError for labels that cannot be keys; a function's are not known yet."""
+    for label in jax.tree.leaves(labels):
+        if not isinstance(label, Hashable):
+            raise TypeError(f"labels should be keys of `transforms`, but one is {label!r}")
+
+
+def check_mask(mask: PerLeaf) -> None:
+    """Raises TypeError for what is no mask of any tree; `chosen` looks at those that are trees."""
+    is_leaf = mask is None or jax.tree_util.all_leaves([mask])
+    if is_leaf and not (callable(mask) or _is_bool(mask)):
+        raise TypeError(
+            "the mask should hold True and False, or be a function that returns such, but is "
+            f"{mask!r}"
+        )
+
+
+def _is_function(per_leaf: PerLeaf) -> bool:
+    # A tree may be callable too (a module): a function is what is no tree.
+    return callable(per_leaf) and jax.tree_util.all_leaves([per_leaf])
 
 
 def chosen(mask: PerLeaf, tree: Any) -> tuple[list[bool], trees.Leaves, Any]:

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from functorch_optim.compose.leaf_labels import PerLeaf, chosen, said_of
-from functorch_optim.core import trees, updating
+from functorch_optim.compose.leaf_labels import PerLeaf, check_labels, check_mask, chosen, said_of
+from functorch_optim.core import checks, trees, updating
+from functorch_optim.core.abstract import abstract_aware, is_placeholder
 from functorch_optim.core.equal_pairs import value_equal
 from functorch_optim.core.pair import (
     GradientTransformation,
@@ -38,7 +39,8 @@ def partition(
       `None` for the leaves of others. Extra arguments reach every member that takes them.
 
     Raises:
-      TypeError: a member is not a pair; the labels' structure is not that of params.
+      TypeError: a member is not a pair; a label cannot be a key; the labels' structure is not that
+        of params.
       ValueError: a label that `transforms` lacks; it is named with its path.
     """
     if not isinstance(transforms, Mapping):
@@ -48,6 +50,7 @@ def partition(
     keys = {label: str(label) for label in members}
     if len(set(keys.values())) < len(keys):
         raise ValueError(f"partition: two labels have the same name: {[*keys]}")
+    check_labels(labels)
 
     def labelled(tree: Any) -> tuple[list[Any], trees.Leaves, Any]:
         said, below, treedef = said_of(labels, tree, "labels")
@@ -59,7 +62,10 @@ def partition(
                 )
         return said, below, treedef
 
+    @abstract_aware
     def init(params: Params) -> State:
+        if is_placeholder(params):
+            return {keys[label]: tx.init(params) for label, tx in members.items()}
         said, ps, treedef = labelled(params)
         return {
             keys[label]: tx.init(_only(ps, treedef, [other == label for other in said]))
@@ -97,6 +103,9 @@ def masked(
 ) -> GradientTransformation:
     """A transform for some of the leaves.
 
+    The state is that of `tx` itself, `state.exp_avg` of `masked(adam(), ...)`, with `None` in the
+    places of the leaves that are left out. (optax has a `MaskedState` around it.)
+
     The leaves that the mask leaves out get an update of ZERO: their parameters stay. (optax hands
     on their raw gradients, which then are added to the parameters.)
 
@@ -109,12 +118,17 @@ def masked(
         does that minds its own leaves only.
 
     Raises:
-      TypeError: tx is not a pair; the mask's structure is not that of params, or it holds
-        something else than True and False.
+      TypeError: tx is not a pair, pass_through no bool; the mask's structure is not that of
+        params, or it holds something else than True and False.
     """
     inner = member(tx, "the transform of masked")
+    check_mask(mask)
+    checks.flag("pass_through", pass_through)
 
+    @abstract_aware
     def init(params: Params) -> State:
+        if is_placeholder(params):
+            return inner.init(params)
         on, ps, treedef = chosen(mask, params)
         return inner.init(_only(ps, treedef, on))
 
@@ -143,10 +157,14 @@ def freeze(mask: PerLeaf = True) -> GradientTransformation:
     Args:
       mask: which leaves, as in `masked`; all by default. The others' updates pass through.
 
+    Returns:
+      A pair whose state is `EmptyState`: it remembers nothing, whatever the mask says.
+
     Raises:
       TypeError: the mask's structure is not that of params, or it holds something else than True
         and False.
     """
+    check_mask(mask)
 
     def frozen(updates: Updates, params: Params | None) -> Updates:
         on, _, treedef = chosen(mask, updates if params is None else params)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from functorch_optim.core import trees
@@ -15,6 +16,9 @@ from functorch_optim.core.pair import Params, State
 
 def abstract_aware(init: Callable[[Params], State]) -> Callable[[Params], State]:
     """An init that takes `jax.ShapeDtypeStruct` leaves too, and allocates nothing for them.
+
+    Weakly typed leaves, Python numbers among them, reach it as arrays of their dtypes: a buffer
+    that is made like one of them would change its type at the first step.
 
     With one among the leaves the state is what `jax.eval_shape(init, params)` gives. A buffer that
     belongs to a struct with a sharding (its path ends in the struct's, and the shapes are equal)
@@ -26,7 +30,7 @@ def abstract_aware(init: Callable[[Params], State]) -> Callable[[Params], State]
         leaves, treedef = trees.flatten(params)
         structs = {i: x for i, x in enumerate(leaves) if isinstance(x, jax.ShapeDtypeStruct)}
         if not structs:
-            return init(params)
+            return init(treedef.unflatten([_strongly_typed(x) for x in leaves]))
 
         def of_structs(arrays: dict[int, Any]) -> State:
             filled = [arrays.get(i, x) for i, x in enumerate(leaves)]
@@ -35,6 +39,13 @@ def abstract_aware(init: Callable[[Params], State]) -> Callable[[Params], State]
         return _with_shardings(jax.eval_shape(of_structs, structs), params)
 
     return aware
+
+
+def _strongly_typed(x: Any) -> Any:
+    if isinstance(x, jax.Array):
+        weak = getattr(x, "weak_type", False)  # a typed key has none
+        return jax.lax.convert_element_type(x, x.dtype) if weak else x
+    return jnp.array(x, jnp.result_type(x)) if type(x) in (int, float, complex) else x
 
 
 def _with_shardings(state: State, params: Params) -> State:

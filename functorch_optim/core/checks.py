@@ -261,3 +261,65 @@ def returned(name: str, value: Any) -> Any:
                 f"{type(value).__name__}"
             )
     return value
+
+
+def scalars(pair: str, given: Any, *fields: str) -> None:
+    """Raises ValueError unless these fields of a state hold one number each."""
+    for field in fields:
+        shape = np.shape(getattr(given, field))
+        if shape != ():
+            raise ValueError(f"{pair}: state.{field} should be one number, but has shape {shape}")
+
+
+def number(
+    name: str,
+    value: Any,
+    least: float | None = None,
+    most: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+) -> None:
+    """Checks one real number, or an array of one element, whose value is not looked at.
+
+    Args:
+      name: of the argument.
+      value: what was given for it.
+      least: the number is at least this.
+      most: at most.
+      above: larger than this.
+      below: smaller than this.
+
+    Raises:
+      TypeError: it is neither. ValueError: it is NaN or out of its range, or an array has several
+        elements.
+    """
+    if isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name} should be a number or an array, but got {value!r} of type bool")
+    number_or_array(name, value)
+    one_element(name, value)
+    if is_number(value) and not (
+        value == value
+        and (least is None or value >= least)
+        and (most is None or value <= most)
+        and (above is None or value > above)
+        and (below is None or value < below)
+    ):
+        raise ValueError(f"Invalid {name} value: {value}")
+
+
+def length(name: str, value: Any, least: int = 1) -> None:
+    """Checks a whole number of at least `least`, or an array of one, whose value is not looked at.
+
+    Raises:
+      TypeError: it is True or False. ValueError: it is no whole number, too small, or too large for
+        int32; an array has several elements.
+    """
+    if isinstance(value, jax.Array | np.ndarray):
+        number_or_array(name, value)
+        one_element(name, value)
+        return
+    if isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name} should be a whole number, but got {value!r} of type bool")
+    if not (isinstance(value, int | np.integer) and least <= value <= np.iinfo(np.int32).max):
+        kind = "positive" if least else "non-negative"
+        raise ValueError(f"Expected {kind} integer {name}, but got {value}")

@@ -79,6 +79,12 @@ def stateless(changed: Callable[[Updates, Params | None], Updates]) -> GradientT
     def update(
         updates: Updates, state: EmptyState, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, EmptyState]:
+        if jax.tree.leaves(state):
+            name = changed.__qualname__.split(".")[0]
+            raise TypeError(
+                f"{name} remembers nothing: state should be the EmptyState that init returned, but "
+                f"is a {type(state).__name__}"
+            )
         return changed(updates, params), state
 
     return GradientTransformation(lambda params: EmptyState(), update)

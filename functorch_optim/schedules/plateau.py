@@ -18,6 +18,7 @@ import numpy as np
 
 from functorch_optim.core import checks
 from functorch_optim.core.arithmetic import at_least, float_dtype, is_number, maximum, where
+from functorch_optim.core.counting import increment
 from functorch_optim.core.equal_pairs import value_equal
 from functorch_optim.core.pair import Number, Scalar
 
@@ -31,6 +32,8 @@ class PlateauState(NamedTuple):
       num_bad_epochs: bad epochs since the last good one, or since the cooldown.
       cooldown_counter: epochs of cooldown that are left.
       last_epoch: metrics seen so far.
+
+    The counts are int32 and saturate at 2**31 - 1.
     """
 
     lr: Scalar
@@ -105,7 +108,7 @@ def reduce_lr_on_plateau(
         bar = state.best * (1 + margin) if threshold_mode == "rel" else state.best + margin
         better = sign * current > sign * bar
         cooling = state.cooldown_counter > 0
-        bad = jnp.where(better | cooling, 0, state.num_bad_epochs + 1)
+        bad = jnp.where(better | cooling, 0, increment(state.num_bad_epochs))
         over = ~at_least(patience, bad)
         lower = maximum(state.lr * jnp.asarray(factor, float_dtype()), min_lr)
         falls = over & (state.lr - lower > jnp.asarray(eps, float_dtype()))
@@ -115,7 +118,7 @@ def reduce_lr_on_plateau(
             where(better, current, state.best),
             jnp.where(over, 0, bad),
             jnp.where(over, jnp.asarray(cooldown, jnp.int32), cooled),
-            state.last_epoch + 1,
+            increment(state.last_epoch),
         )
         return state.lr, state
 

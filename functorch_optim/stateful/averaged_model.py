@@ -14,6 +14,7 @@ import numpy as np
 from functorch_optim.averages import weights
 from functorch_optim.averages.weights import AverageState, WeightAverage
 from functorch_optim.core import trees
+from functorch_optim.core.counting import LAST
 from functorch_optim.stateful.memory.cell import VALUES, Changes
 from functorch_optim.stateful.model import parameters, values
 from functorch_optim.stateful.parameter import Parameter
@@ -123,7 +124,7 @@ class AveragedModel:
             list(current.values()),
             [jnp.asarray(own[i]) for i in places],
             [_placed_like(own[i], given[i]) for i in places],
-            np.int32(self.n_averaged),
+            np.int32(min(self.n_averaged, LAST)),
         )
         changes = Changes()
         changes.put([p._cell for p in current], averages)
@@ -142,7 +143,7 @@ class AveragedModel:
             name: x.data if isinstance(x, Parameter) else jnp.asarray(x)
             for name, x in self._named().items()
         }
-        return {"n_averaged": jnp.asarray(self.n_averaged, jnp.int32), **named}
+        return {"n_averaged": jnp.asarray(min(self.n_averaged, LAST), jnp.int32), **named}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Takes over a `state_dict()`, of this class or of torch's for a model of these names.
@@ -254,12 +255,12 @@ def _updated(
         ]
     # Integers are averaged in float32 and truncated, as torch does with its counters.
     state = AverageState(n_averaged, [_in_float(x) for x in averages])
-    new, _ = average.update([_in_float(x) for x in current], state)
+    _, after = average.update([_in_float(x) for x in current], state)
     new = [
         x
         if x.dtype == old.dtype
         else jnp.where(n_averaged == 0, y.astype(old.dtype), x.astype(old.dtype))
-        for x, old, y in zip(new, averages, current, strict=True)
+        for x, old, y in zip(after.average, averages, current, strict=True)
     ]
     return new[:count], new[count:] + copied
 

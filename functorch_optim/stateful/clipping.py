@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from functorch_optim.core import trees, updating
+from functorch_optim.core import checks, trees, updating
 from functorch_optim.core.arithmetic import is_number
 from functorch_optim.core.dtypes import real_dtype, widest
 from functorch_optim.stateful.parameter import Parameter
@@ -41,7 +41,11 @@ def clip_grad_norm_(
 
     Raises:
       RuntimeError: the norm is not finite and `error_if_nonfinite` is set; nothing is changed.
+      TypeError: an argument is of another kind. ValueError: max_norm is below 0, or NaN.
     """
+    checks.number("max_norm", max_norm, least=0.0)
+    checks.number("norm_type", float(norm_type) if isinstance(norm_type, str) else norm_type)
+    checks.flag("error_if_nonfinite", error_if_nonfinite)
     chosen = _with_gradients(parameters)
     if not chosen:
         return jnp.zeros(())
@@ -66,7 +70,11 @@ def clip_grad_value_(parameters: Any, clip_value: float, foreach: bool | None = 
       parameters: a Parameter, an iterable of them, or a model. Those without gradient are skipped.
       clip_value: the bound, for real gradients.
       foreach: accepted and ignored.
+
+    Raises:
+      TypeError: clip_value is no number. ValueError: it is below 0, or NaN.
     """
+    checks.number("clip_value", clip_value, least=0.0)
     chosen = _with_gradients(parameters)
     clipped = _clipped_by_value(tuple(p.grad for p in chosen), float(clip_value))
     for p, grad in zip(chosen, clipped, strict=True):
@@ -107,8 +115,20 @@ def total_norm(grads: Sequence[Any], norm_type: float) -> jax.Array:
         return functools.reduce(jnp.minimum, map(jnp.min, sizes))
     if norm_type == 0.0:  # torch counts the gradients whose count of nonzeros is not zero
         return sum((jnp.any(x != 0).astype(dtype) for x in sizes), jnp.zeros((), dtype))
-    powers = sum((jnp.sum(x**norm_type) for x in sizes), jnp.zeros((), dtype))
-    return powers ** (1.0 / norm_type)
+    # In half precision a high power leaves float32 long before the norm does.
+    halves = all(jnp.finfo(g.dtype).bits == 16 for g in grads)
+    unit = _unit(sizes, norm_type) if halves else jnp.ones((), dtype)
+    powers = sum((jnp.sum((x / unit) ** norm_type) for x in sizes), jnp.zeros((), dtype))
+    return unit * powers ** (1.0 / norm_type)
+
+
+def _unit(sizes: Sequence[jax.Array], norm_type: float) -> jax.Array:
+    """The size that weighs most in a norm; 1 where that is 0 or not finite."""
+    if norm_type > 0.0:
+        largest = functools.reduce(jnp.maximum, [jnp.max(x, initial=0.0) for x in sizes])
+    else:
+        largest = functools.reduce(jnp.minimum, map(jnp.min, sizes))
+    return jnp.where(jnp.isfinite(largest) & (largest > 0), largest, jnp.ones_like(largest))
 
 
 @jax.jit

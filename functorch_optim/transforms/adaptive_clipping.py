@@ -36,18 +36,20 @@ def adaptive_grad_clip(
         A leaf that has no other axes is one unit. Default: -1.
 
     Raises:
-      ValueError: clipping or eps is below 0 or NaN; from update, no `params`, or a leaf that lacks
-        the axis. TypeError: clipping or eps is not a number or an array, or unit_axis no axis.
+      ValueError: clipping or eps is below 0, NaN or several; from update, no `params`, or a leaf
+        that lacks the axis. TypeError: clipping or eps is not a number or an array, or unit_axis
+        is no axis.
     """
-    checks.not_negative(clipping=clipping, eps=eps)
+    checks.number("clipping", clipping, least=0.0)
+    checks.number("eps", eps, least=0.0)
     units = unit_axes(unit_axis)
 
     def clipped(u: Any, p: Any) -> jax.Array:
         u = jnp.asarray(u)
         norm = unit_norm(u, units)
         weights = unit_norm(jnp.asarray(p), units).astype(norm.dtype)
-        bound = jnp.asarray(clipping, norm.dtype) * jnp.maximum(
-            weights, jnp.asarray(eps, norm.dtype)
+        bound = jnp.asarray(clipping, norm.dtype).reshape(()) * jnp.maximum(
+            weights, jnp.asarray(eps, norm.dtype).reshape(())
         )
         too_large = norm > bound
         ratio = bound / jnp.where(too_large, norm, jnp.ones_like(norm))

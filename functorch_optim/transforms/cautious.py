@@ -13,7 +13,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from functorch_optim.core import trees
+from functorch_optim.core import checks, trees
+from functorch_optim.core.abstract import abstract_aware
 from functorch_optim.core.dtypes import from_real, real_dtype, to_real, widest
 from functorch_optim.core.equal_pairs import value_equal
 from functorch_optim.core.pair import GradientTransformation, Params, State, Updates, member
@@ -38,9 +39,10 @@ def cautious(tx: GradientTransformation, maximize: bool = False) -> GradientTran
       A pair whose state is that of `tx`.
 
     Raises:
-      TypeError: tx is not a pair.
+      TypeError: tx is not a pair, or maximize no bool.
     """
     inner = member(tx, "the transform of cautious")
+    checks.flag("maximize", maximize)
     wanted = 1 if maximize else -1
 
     def kept(u: Any, g: Any) -> jax.Array:
@@ -59,4 +61,4 @@ def cautious(tx: GradientTransformation, maximize: bool = False) -> GradientTran
         updates, state = inner.update(grads, state, params, **extra)
         return trees.map_updates(kept, updates, grads=grads), state
 
-    return GradientTransformation(inner.init, update)
+    return GradientTransformation(abstract_aware(inner.init), update)

@@ -8,26 +8,25 @@ import jax
 import jax.numpy as jnp
 
 from functorch_optim.core import checks, trees, updating
-from functorch_optim.core.arithmetic import sqrt
-from functorch_optim.core.dtypes import from_real, real_dtype, to_real, widest
+from functorch_optim.core.dtypes import from_real, real_dtype, to_real
 from functorch_optim.core.equal_pairs import value_equal
+from functorch_optim.core.norms import norm_of
 from functorch_optim.core.pair import GradientTransformation, Number, Params, Updates, stateless
 
 
 def global_norm(tree: Updates) -> jax.Array:
     """The 2-norm of all leaves together: a real scalar, float32 for half-precision leaves.
 
+    Nothing overflows on the way to the norm of float16 and bfloat16 leaves, nor does it underflow.
     In a sparse leaf, entries with the same coordinates are summed first.
     """
     arrays = [updating.elements(x) for x in trees.flatten(tree)[0] if not trees.has_no_update(x)]
-    wide = real_dtype(widest(jnp.float32, *(x.dtype for x in arrays)))
-    squares = [jnp.sum(jnp.square(to_real(x, real_dtype(x.dtype)))).astype(wide) for x in arrays]
-    return sqrt(sum(squares, jnp.zeros((), wide)))
+    return norm_of(arrays)
 
 
 def scaled_to(updates: Updates, norm: jax.Array, max_norm: Number) -> Updates:
     """Updates of this norm scaled down to at most `max_norm`, as torch does it."""
-    factor = jnp.minimum(jnp.asarray(max_norm, norm.dtype) / (norm + 1e-6), 1.0)
+    factor = jnp.minimum(jnp.asarray(max_norm, norm.dtype).reshape(()) / (norm + 1e-6), 1.0)
     return updating.scale(updates, factor)
 
 
@@ -41,9 +40,9 @@ def clip_by_global_norm(max_norm: Number) -> GradientTransformation:
       max_norm: the bound, a number or an array.
 
     Raises:
-      ValueError: max_norm is below 0 or NaN. TypeError: it is not a number or an array.
+      ValueError: max_norm is below 0, NaN or several. TypeError: it is not a number or an array.
     """
-    checks.not_negative(max_norm=max_norm)
+    checks.number("max_norm", max_norm, least=0.0)
 
     def changed(updates: Updates, params: Params | None) -> Updates:
         return scaled_to(updates, global_norm(updates), max_norm)
@@ -62,9 +61,9 @@ def clip_by_leaf_norm(max_norm: Number) -> GradientTransformation:
       max_norm: the bound, a number or an array.
 
     Raises:
-      ValueError: max_norm is below 0 or NaN. TypeError: it is not a number or an array.
+      ValueError: max_norm is below 0, NaN or several. TypeError: it is not a number or an array.
     """
-    checks.not_negative(max_norm=max_norm)
+    checks.number("max_norm", max_norm, least=0.0)
 
     def changed(updates: Updates, params: Params | None) -> Updates:
         def clipped(u: Any) -> Updates:
@@ -85,14 +84,14 @@ def clip_by_value(max_value: Number) -> GradientTransformation:
       max_value: the bound, a number or an array.
 
     Raises:
-      ValueError: max_value is below 0 or NaN. TypeError: it is not a number or an array.
+      ValueError: max_value is below 0, NaN or several. TypeError: it is not a number or an array.
     """
-    checks.not_negative(max_value=max_value)
+    checks.number("max_value", max_value, least=0.0)
 
     def clipped(u: Any) -> jax.Array:
         u = jnp.asarray(u)
         dtype = real_dtype(u.dtype)
-        bound = jnp.asarray(max_value, dtype)
+        bound = jnp.asarray(max_value, dtype).reshape(())
         return from_real(jnp.clip(to_real(u, dtype), -bound, bound), u.dtype)
 
     def changed(updates: Updates, params: Params | None) -> Updates:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,27 +15,122 @@ import jax.numpy as jnp
 import numpy as np
 
 from functorch_optim.core import checks
+from functorch_optim.core.abstract import abstract_aware
 from functorch_optim.core.arguments import selects_code
 from functorch_optim.core.arithmetic import float_dtype, is_number
+from functorch_optim.core.counting import increment
 from functorch_optim.core.equal_pairs import value_equal
 from functorch_optim.core.pair import GradientTransformation, Params, Scalar, State, Updates, member
 from functorch_optim.transforms.support.wrapping import with_dtypes_of
 
+_SUFFIX = "_is_scheduled"
 
-class InjectState(NamedTuple):
+
+class _Fields(NamedTuple):
+    step: Scalar
+    hyperparams: dict[str, Any]
+    flags: dict[str, Any]
+    inner_state: State
+
+
+@jax.tree_util.register_pytree_with_keys_class
+class InjectState(_Fields):
     """Hyperparameters by name, each the next update's, beside the state that they work on.
 
+    A Python number that is written into `hyperparams` counts as an array of its dtype wherever the
+    state is a pytree, so that it does not compile again.
+
     Attributes:
-      step: updates so far (int32).
+      step: updates so far (int32, saturates at 2**31 - 1).
       hyperparams: 0-d arrays, float32 (float64 with x64 enabled); tuples of them for tuples.
-      scheduled: for those that have a schedule, whether it is followed (bool arrays).
+      flags: for those that have a schedule, whether it is followed (bool arrays), by names that are
+        no other's: "lr_is_scheduled".
       inner_state: the state of the factory's pair.
     """
 
-    step: Scalar
-    hyperparams: dict[str, Any]
-    scheduled: dict[str, Any]
-    inner_state: State
+    __slots__ = ()
+
+    @property
+    def scheduled(self) -> MutableMapping[str, Any]:
+        """The flags by the names of the hyperparameters, to be read and set."""
+        return _Flags(self.flags)
+
+    def _replace(self, **fields: Any) -> InjectState:
+        """A state with other fields; `scheduled` may be one of them."""
+        if "scheduled" in fields:
+            fields["flags"] = _flags(fields.pop("scheduled"))
+        return super()._replace(**fields)
+
+    def tree_flatten_with_keys(self) -> tuple[tuple[tuple[Any, Any], ...], None]:
+        """For JAX."""
+        children = self[0], _numbers_as_arrays(self.hyperparams), *self[2:]
+        keys = map(jax.tree_util.GetAttrKey, self._fields)
+        return tuple(zip(keys, children, strict=True)), None
+
+    @classmethod
+    def tree_unflatten(cls, aux: None, children: Iterable[Any]) -> InjectState:
+        """For JAX."""
+        return cls(*children)
+
+
+class _Flags(MutableMapping[str, Any]):
+    """A dict under shorter names."""
+
+    def __init__(self, flags: dict[str, Any]):
+        self._flags = flags
+
+    def __getitem__(self, name: str) -> Any:
+        return self._flags[name + _SUFFIX]
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        self._flags[name + _SUFFIX] = value
+
+    def __delitem__(self, name: str) -> None:
+        del self._flags[name + _SUFFIX]
+
+    def __iter__(self) -> Iterator[str]:
+        return (name.removesuffix(_SUFFIX) for name in self._flags)
+
+    def __len__(self) -> int:
+        return len(self._flags)
+
+    def __repr__(self) -> str:
+        return repr(dict(self))
+
+
+def _flags(scheduled: Mapping[str, Any]) -> dict[str, Any]:
+    return {name + _SUFFIX: flag for name, flag in scheduled.items()}
+
+
+def _numbers_as_arrays(hyperparams: Any) -> Any:
+    """Numbers and weakly typed arrays in the dtype that hyperparameters are kept in."""
+    if not isinstance(hyperparams, dict):
+        return hyperparams
+    return {name: _as_arrays(value) for name, value in hyperparams.items()}
+
+
+def _as_arrays(value: Any) -> Any:
+    if type(value) in (tuple, list):
+        return tuple(map(_as_arrays, value))
+    if isinstance(value, bool | np.bool_):
+        return value
+    if isinstance(value, int | float | np.floating | np.integer):
+        return np.asarray(value, float_dtype())
+    if isinstance(value, jax.Array) and value.weak_type:
+        return jax.lax.convert_element_type(value, float_dtype())
+    return value
+
+
+def _check_static_args(static_args: Any) -> None:
+    names = (static_args,) if isinstance(static_args, str) else static_args
+    if not (isinstance(names, tuple | list | set | frozenset) and _all_strings(names)):
+        raise TypeError(
+            f"static_args should be the name of an argument, or several, but are {static_args!r}"
+        )
+
+
+def _all_strings(names: Iterable[Any]) -> bool:
+    return all(isinstance(name, str) for name in names)
 
 
 @value_equal
@@ -73,10 +168,12 @@ def inject_hyperparams(
       A factory with the same signature. It checks its arguments as `factory` does.
 
     Raises:
-      TypeError: factory is not a function. ValueError: it has no argument of a name in static_args.
+      TypeError: factory is not a function, static_args neither a name nor several. ValueError: the
+        factory has no argument of a name in static_args.
     """
     if not callable(factory):
         raise TypeError(f"factory should be a function that returns a pair, but is {factory!r}")
+    _check_static_args(static_args)
     signature = inspect.signature(factory)
     named = {static_args} if isinstance(static_args, str) else set(static_args)
     takes_any = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
@@ -118,29 +215,51 @@ def _injected(
 
     pair(_at(dynamic, np.int32(0)))  # the factory's own checks, at construction
 
+    @abstract_aware
     def init(params: Params) -> InjectState:
         start = jnp.zeros((), jnp.int32)
         # Copies: the caller's arrays, and an array given twice, are not to be donated with it.
         values = jax.tree.map(lambda x: jnp.array(x, float_dtype()), _at(dynamic, start))
         on = {name: jnp.ones((), bool) for name in schedules}
-        return InjectState(start, values, on, pair(_as_numbers(values)).init(params))
+        return InjectState(start, values, _flags(on), pair(_as_numbers(values)).init(params))
 
     def update(
         grads: Updates, state: InjectState, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, InjectState]:
         checks.state("inject_hyperparams", InjectState, state)
+        checks.scalars("inject_hyperparams", state, "step")
+        _check_names(state, dynamic, schedules)
         values = jax.tree.map(lambda x: jnp.asarray(x, float_dtype()), dict(state.hyperparams))
         updates, inner_state = pair(_as_numbers(values)).update(
             grads, state.inner_state, params, **extra
         )
         inner_state = with_dtypes_of(state.inner_state, inner_state)
-        step = state.step + 1
+        step = increment(state.step)
         scheduled = {name: jnp.asarray(on, bool) for name, on in state.scheduled.items()}
         for name, value in schedules.items():
             values[name] = _following(value, values[name], scheduled[name], step)
-        return updates, InjectState(step, values, scheduled, inner_state)
+        return updates, InjectState(step, values, _flags(scheduled), inner_state)
 
     return GradientTransformation(init, update)
+
+
+def _check_names(state: InjectState, dynamic: Mapping[str, Any], scheduled: Any) -> None:
+    """Raises if the state has other hyperparameters than the pair, or of other shapes."""
+    for field, wanted in (("hyperparams", dynamic), ("scheduled", scheduled)):
+        found = getattr(state, field)
+        if not isinstance(found, Mapping) or set(found) != set(wanted):
+            names = sorted(found) if isinstance(found, Mapping) else type(found).__name__
+            raise ValueError(
+                f"inject_hyperparams: state.{field} should have the names {sorted(wanted)}, "
+                f"but has {names}"
+            )
+    for name, value in dynamic.items():
+        now, many = state.hyperparams[name], isinstance(value, tuple | list)
+        if many != isinstance(now, tuple | list) or (many and len(now) != len(value)):
+            kind = f"a tuple of {len(value)}" if many else "one value"
+            raise ValueError(
+                f"inject_hyperparams: state.hyperparams[{name!r}] should be {kind}, but is {now!r}"
+            )
 
 
 def set_hyperparams(state: State, **values: Any) -> State:
@@ -221,7 +340,7 @@ def _like(old: Any, value: Any, name: str) -> Any:
 
 
 def _selects_code(factory: Any, bound: inspect.BoundArguments) -> frozenset[str]:
-    """The names of flags, and of numbers that select code in an algorithm of this library."""
+    """The names of flags, of random keys, and of numbers that select code in our algorithms."""
     # Momentum of 0 means no buffer, and nesterov wants no dampening.
     absent = {
         name
@@ -229,7 +348,7 @@ def _selects_code(factory: Any, bound: inspect.BoundArguments) -> frozenset[str]
         if is_number(bound.arguments.get(name)) and bound.arguments[name] == 0
     }
     ours = hasattr(factory, "selects_code")
-    return selects_code(factory) | absent if ours else selects_code(factory)
+    return selects_code(factory) | {"key"} | (absent if ours else frozenset())
 
 
 def _by_name(bound: inspect.BoundArguments) -> dict[str, Any]:

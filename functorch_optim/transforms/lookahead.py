@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from functorch_optim.core import checks, trees
+from functorch_optim.core.abstract import abstract_aware
+from functorch_optim.core.counting import increment
 from functorch_optim.core.dtypes import from_real, real_dtype, to_real, widest
 from functorch_optim.core.equal_pairs import value_equal
 from functorch_optim.core.pair import (
@@ -24,11 +26,14 @@ from functorch_optim.core.pair import (
     Scalar,
     Updates,
 )
-from functorch_optim.schedules.factory import check_length
 
 
 class LookaheadState(NamedTuple):
-    """`step` counts updates (int32); `slow` holds the slow weights, those to evaluate with."""
+    """`step` counts updates; `slow` holds the slow weights, those to evaluate with.
+
+    The count is int32 and saturates at 2**31 - 1: a prime, so nothing is called back from there on
+    (with a `sync_period` of 1, at each update).
+    """
 
     step: Scalar
     slow: PerParam
@@ -52,14 +57,15 @@ def lookahead(sync_period: int = 6, slow_step_size: Number = 0.5) -> GradientTra
       first, and `None` for those that are not trained (integers).
 
     Raises:
-      ValueError: sync_period is not a positive integer, or slow_step_size is below 0 or NaN; from
-        update, no `params`. TypeError: slow_step_size is not a number or an array.
+      ValueError: sync_period is not a positive integer, or slow_step_size is below 0, NaN or
+        several; from update, no `params`. TypeError: slow_step_size is not a number or an array.
     """
     if hasattr(sync_period, "update"):
         raise TypeError("lookahead is the last member of a chain: chain(tx, lookahead())")
-    check_length("sync_period", sync_period)
-    checks.not_negative(slow_step_size=slow_step_size)
+    checks.length("sync_period", sync_period)
+    checks.number("slow_step_size", slow_step_size, least=0.0)
 
+    @abstract_aware
     def init(params: Params) -> LookaheadState:
         return LookaheadState(jnp.zeros((), jnp.int32), trees.map_updates(_copied, params))
 
@@ -74,12 +80,14 @@ def lookahead(sync_period: int = 6, slow_step_size: Number = 0.5) -> GradientTra
         updates: Updates, state: LookaheadState, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, LookaheadState]:
         checks.state("lookahead", LookaheadState, state)
+        checks.scalars("lookahead", state, "step")
         checks.given("lookahead", "params", params, "the slow weights follow it")
-        step = jnp.asarray(state.step) + 1
+        step = increment(state.step)
         us, treedef = trees.flatten(updates)
         ps = trees.flatten_like(params, treedef, "params", "updates")
-        slows = trees.flatten_like(state.slow, treedef, "state", "updates")
+        slows = trees.flatten_like(state.slow, treedef, "lookahead: state.slow", "updates")
         trees.check_shapes(ps, us, treedef, "params", "updates")
+        trees.check_shapes(slows, us, treedef, "lookahead: state.slow", "updates")
         columns = (us, ps, slows)
         trained = [
             i
@@ -88,7 +96,7 @@ def lookahead(sync_period: int = 6, slow_step_size: Number = 0.5) -> GradientTra
         ]
         # The slow weights are neither read nor written between two calls.
         new_us, new_slows = jax.lax.cond(
-            step % sync_period == 0,
+            step % jnp.asarray(sync_period, jnp.int32).reshape(()) == 0,
             called_back,
             let_go,
             *([_plain(column[i]) for i in trained] for column in columns),
@@ -106,7 +114,7 @@ def _towards(share: Number, u: jax.Array, p: jax.Array, slow: jax.Array) -> Any:
     wide = widest(u.dtype, p.dtype, slow.dtype)
     dtype = real_dtype(wide)
     step, start, old = (to_real(x.astype(wide), dtype) for x in (u, p, slow))
-    new = old + jnp.asarray(share, dtype) * (start + step - old)
+    new = old + jnp.asarray(share, dtype).reshape(()) * (start + step - old)
     return from_real(new - start, u.dtype), from_real(new, slow.dtype)
 
 

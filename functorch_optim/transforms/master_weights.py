@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from functorch_optim.core import checks, trees, updating
+from functorch_optim.core.abstract import abstract_aware
 from functorch_optim.core.equal_pairs import value_equal
 from functorch_optim.core.pair import (
     GradientTransformation,
@@ -58,9 +59,9 @@ def master_weights(tx: GradientTransformation, dtype: Any = jnp.float32) -> Grad
         update, params are missing, or a parameter was wider at init.
     """
     inner = member(tx, "the transform of master_weights")
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise TypeError(f"dtype should be a real floating-point dtype, but got {dtype!r}")
+    _check_dtype(dtype)
 
+    @abstract_aware
     def init(params: Params) -> MasterWeightsState:
         ps, treedef = trees.flatten(params)
         wide = [wider(p, dtype) for p in ps]
@@ -79,8 +80,8 @@ def master_weights(tx: GradientTransformation, dtype: Any = jnp.float32) -> Grad
             "master_weights", "params", params, "the update leads from it to the rounded copy"
         )
         ps, treedef = trees.flatten(params)
-        masters = trees.flatten_like(state.master, treedef, "state")
-        trees.check_shapes(masters, ps, treedef, "state")
+        masters = trees.flatten_like(state.master, treedef, "master_weights: state.master")
+        trees.check_shapes(masters, ps, treedef, "master_weights: state.master")
         for i, (master, p) in enumerate(zip(masters, ps, strict=True)):
             if master is None and wider(p, dtype) is not None:
                 raise ValueError(
@@ -112,6 +113,15 @@ def master_weights(tx: GradientTransformation, dtype: Any = jnp.float32) -> Grad
         )
 
     return GradientTransformation(init, update)
+
+
+def _check_dtype(dtype: Any) -> None:
+    try:
+        is_real = jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
+    except TypeError:
+        is_real = False
+    if dtype is None or not is_real:
+        raise TypeError(f"dtype should be a real floating-point dtype, but got {dtype!r}")
 
 
 def _either(masters: trees.Leaves, ps: trees.Leaves) -> trees.Leaves:

@@ -14,7 +14,9 @@ import jax
 import jax.numpy as jnp
 
 from functorch_optim.core import checks, trees
-from functorch_optim.core.arithmetic import as_float, float_dtype, power, sqrt
+from functorch_optim.core.abstract import abstract_aware
+from functorch_optim.core.arithmetic import as_float, float_dtype, is_number, power, sqrt
+from functorch_optim.core.counting import increment
 from functorch_optim.core.dtypes import from_real, real_dtype, to_real
 from functorch_optim.core.equal_pairs import value_equal
 from functorch_optim.core.pair import GradientTransformation, Number, Params, Scalar, Updates
@@ -22,7 +24,10 @@ from functorch_optim.transforms.support.random_keys import kept_key
 
 
 class AddNoiseState(NamedTuple):
-    """`step` counts updates (int32); `key` stays, noise is drawn from key, step and leaf."""
+    """`step` counts updates; `key` stays, noise is drawn from key, step and leaf.
+
+    The count is int32 and saturates at 2**31 - 1: the noise is the same at each step from there on.
+    """
 
     step: Scalar
     key: jax.Array
@@ -45,9 +50,11 @@ def add_noise(eta: Number, gamma: Number, key: int | jax.Array) -> GradientTrans
       ValueError: eta or gamma is below 0 or NaN. TypeError: eta or gamma is not a number or an
         array, or key is neither a seed nor a key.
     """
-    checks.not_negative(eta=eta, gamma=gamma)
+    checks.number("eta", eta, least=0.0)
+    checks.number("gamma", gamma, least=0.0)
     kept_key(key)
 
+    @abstract_aware
     def init(params: Params) -> AddNoiseState:
         return AddNoiseState(jnp.zeros((), jnp.int32), kept_key(key))
 
@@ -55,8 +62,10 @@ def add_noise(eta: Number, gamma: Number, key: int | jax.Array) -> GradientTrans
         updates: Updates, state: AddNoiseState, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, AddNoiseState]:
         checks.state("add_noise", AddNoiseState, state)
-        step = jnp.asarray(state.step)
-        variance = jnp.asarray(eta, float_dtype()) / power(as_float(step + 1), gamma)
+        checks.scalars("add_noise", state, "step")
+        step = jnp.asarray(state.step).astype(jnp.int32)
+        first, fall = (x if is_number(x) else jnp.reshape(x, ()) for x in (eta, gamma))
+        variance = jnp.asarray(first, float_dtype()) / power(as_float(step) + 1, fall)
         deviation = sqrt(variance)
         step_key = jax.random.fold_in(state.key, step)
         us, treedef = trees.flatten(updates)
@@ -66,7 +75,7 @@ def add_noise(eta: Number, gamma: Number, key: int | jax.Array) -> GradientTrans
             else _with_noise(jnp.asarray(u), deviation, jax.random.fold_in(step_key, i))
             for i, u in enumerate(us)
         ]
-        return treedef.unflatten(noisy), AddNoiseState(step + 1, state.key)
+        return treedef.unflatten(noisy), AddNoiseState(increment(step), state.key)
 
     return GradientTransformation(init, update)
 

@@ -8,14 +8,18 @@ import jax
 import jax.numpy as jnp
 
 from functorch_optim.core import checks, trees
+from functorch_optim.core.abstract import abstract_aware
+from functorch_optim.core.counting import increment
 from functorch_optim.core.equal_pairs import value_equal
 from functorch_optim.core.pair import GradientTransformation, Params, Scalar, State, Updates, member
-from functorch_optim.schedules.factory import check_length
 from functorch_optim.transforms.support.wrapping import update_if
 
 
 class SkipNonfiniteState(NamedTuple):
-    """The inner state, the calls skipped in a row and in total (int32), and the alarm."""
+    """The inner state, the calls skipped in a row and in total (int32), and the alarm.
+
+    The counts saturate at 2**31 - 1.
+    """
 
     inner_state: State
     consecutive: Scalar
@@ -52,12 +56,14 @@ def skip_nonfinite(tx: GradientTransformation, max_consecutive: int = 10) -> Gra
       A pair whose state is `SkipNonfiniteState`.
 
     Raises:
-      TypeError: tx is not a pair. ValueError: max_consecutive is not a positive integer.
+      TypeError: tx is not a pair, or max_consecutive is a bool. ValueError: it is not a positive
+        integer.
     """
     inner = member(tx, "the transform of skip_nonfinite")
-    check_length("max_consecutive", max_consecutive)
+    checks.length("max_consecutive", max_consecutive)
     inner_update = update_if(inner, guards=True)
 
+    @abstract_aware
     def init(params: Params) -> SkipNonfiniteState:
         consecutive, total = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
         return SkipNonfiniteState(inner.init(params), consecutive, total, jnp.zeros((), bool))
@@ -66,14 +72,16 @@ def skip_nonfinite(tx: GradientTransformation, max_consecutive: int = 10) -> Gra
         grads: Updates, state: SkipNonfiniteState, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, SkipNonfiniteState]:
         checks.state("skip_nonfinite", SkipNonfiniteState, state)
+        checks.scalars("skip_nonfinite", state, "consecutive", "total", "too_many")
         finite = all_finite(grads)
         updates, inner_state = inner_update(finite, grads, state.inner_state, params, extra)
-        consecutive = jnp.where(finite, 0, state.consecutive + 1)
+        alarm = jnp.asarray(max_consecutive, jnp.int32).reshape(())
+        consecutive = jnp.where(finite, 0, increment(state.consecutive))
         return updates, SkipNonfiniteState(
             inner_state,
             consecutive,
-            state.total + (~finite).astype(jnp.int32),
-            state.too_many | (consecutive >= max_consecutive),
+            jnp.where(finite, state.total, increment(state.total)),
+            jnp.asarray(state.too_many, bool) | (consecutive >= alarm),
         )
 
     return GradientTransformation(init, update)

@@ -8,15 +8,19 @@ import jax
 import jax.numpy as jnp
 
 from functorch_optim.core import checks, updating
+from functorch_optim.core.abstract import abstract_aware
 from functorch_optim.core.arithmetic import float_dtype
+from functorch_optim.core.counting import increment
 from functorch_optim.core.equal_pairs import value_equal
 from functorch_optim.core.pair import GradientTransformation, Number, Params, Scalar, Updates
-from functorch_optim.schedules.factory import check_length
 from functorch_optim.schedules.plateau import PlateauState, one_metric, reduce_lr_on_plateau
 
 
 class ScaleByPlateauState(NamedTuple):
-    """`plateau.lr` is the scale; the values of this epoch so far are `value_count` in number."""
+    """`plateau.lr` is the scale; the values of this epoch so far are `value_count` in number.
+
+    The counts are int32 and saturate at 2**31 - 1.
+    """
 
     plateau: PlateauState
     value_sum: Scalar
@@ -55,11 +59,13 @@ def scale_by_plateau(
       ValueError: an argument that `reduce_lr_on_plateau` refuses, an epoch_size that is not a
         positive integer; from update, no `value`.
     """
-    check_length("epoch_size", epoch_size)
+    _check(factor, patience, threshold, cooldown, min_scale, eps)
+    checks.length("epoch_size", epoch_size)
     plateau = reduce_lr_on_plateau(
         1.0, mode, factor, patience, threshold, threshold_mode, cooldown, min_scale, eps
     )
 
+    @abstract_aware
     def init(params: Params) -> ScaleByPlateauState:
         return ScaleByPlateauState(
             plateau.init(), jnp.zeros((), float_dtype()), jnp.zeros((), jnp.int32)
@@ -74,16 +80,44 @@ def scale_by_plateau(
         **extra: Any,
     ) -> tuple[Updates, ScaleByPlateauState]:
         checks.state("scale_by_plateau", ScaleByPlateauState, state)
+        checks.state("scale_by_plateau: plateau", PlateauState, state.plateau)
+        checks.scalars("scale_by_plateau", state, "value_sum", "value_count")
+        checks.scalars("scale_by_plateau: plateau", state.plateau, *PlateauState._fields)
         checks.given("scale_by_plateau", "value", value, "the scale depends on a metric")
-        total = state.value_sum + one_metric("value", value)
-        full = state.value_count + 1 >= epoch_size
-        _, after = plateau.update(total / epoch_size, state.plateau)
-        after = jax.tree.map(lambda new, old: jnp.where(full, new, old), after, state.plateau)
+        before = jax.tree.map(_strongly_typed, state.plateau)
+        size = jnp.asarray(epoch_size).astype(jnp.int32).reshape(())
+        total = jnp.asarray(state.value_sum, float_dtype()) + one_metric("value", value)
+        count = increment(state.value_count)
+        full = count >= size
+        _, after = plateau.update(total / size.astype(total.dtype), before)
+        after = jax.tree.map(lambda new, old: jnp.where(full, new, old), after, before)
         state = ScaleByPlateauState(
             after,
             jnp.where(full, jnp.zeros_like(total), total),
-            jnp.where(full, 0, state.value_count + 1),
+            jnp.where(full, 0, count),
         )
         return updating.scale(updates, after.lr), state
 
     return GradientTransformation(init, update)
+
+
+def _check(
+    factor: Number,
+    patience: Number,
+    threshold: Number,
+    cooldown: Number,
+    min_scale: Number,
+    eps: Number,
+) -> None:
+    checks.number("factor", factor, least=0.0)
+    for name, value in (("patience", patience), ("cooldown", cooldown)):
+        checks.length(name, value, least=0)
+    for name, value in (("threshold", threshold), ("min_scale", min_scale), ("eps", eps)):
+        checks.number(name, value, least=0.0)
+
+
+def _strongly_typed(x: Any) -> jax.Array:
+    """A number of a state, perhaps written there by hand, as an array with a type of its own."""
+    x = jnp.asarray(x)
+    integer = jnp.issubdtype(x.dtype, jnp.integer)
+    return x.astype(jnp.int32 if integer else float_dtype())

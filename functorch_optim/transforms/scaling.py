@@ -7,6 +7,9 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from functorch_optim.core import checks, updating
+from functorch_optim.core.abstract import abstract_aware
+from functorch_optim.core.arithmetic import is_number
+from functorch_optim.core.counting import increment
 from functorch_optim.core.equal_pairs import value_equal
 from functorch_optim.core.pair import (
     GradientTransformation,
@@ -25,17 +28,18 @@ def scale(factor: Number) -> GradientTransformation:
 
     Raises:
       TypeError: factor is not a number or an array; for a schedule see `scale_by_schedule`.
+      ValueError: it is NaN, or an array of several elements.
     """
-    checks.number_or_array("factor", factor)
+    checks.number("factor", factor)
 
     def changed(updates: Updates, params: Params | None) -> Updates:
-        return updating.scale(updates, factor)
+        return updating.scale(updates, factor if is_number(factor) else jnp.reshape(factor, ()))
 
     return stateless(changed)
 
 
 class ScaleByScheduleState(NamedTuple):
-    """`step` counts the updates made so far (int32)."""
+    """`step` counts the updates made so far (int32, saturates at 2**31 - 1)."""
 
     step: Scalar
 
@@ -53,6 +57,7 @@ def scale_by_schedule(schedule: Schedule) -> GradientTransformation:
             "for a number see scale(factor)"
         )
 
+    @abstract_aware
     def init(params: Params) -> ScaleByScheduleState:
         return ScaleByScheduleState(jnp.zeros((), jnp.int32))
 
@@ -60,7 +65,8 @@ def scale_by_schedule(schedule: Schedule) -> GradientTransformation:
         updates: Updates, state: ScaleByScheduleState, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, ScaleByScheduleState]:
         checks.state("scale_by_schedule", ScaleByScheduleState, state)
-        step = jnp.asarray(state.step)
-        return updating.scale(updates, schedule(step)), ScaleByScheduleState(step + 1)
+        checks.scalars("scale_by_schedule", state, "step")
+        step = jnp.asarray(state.step).astype(jnp.int32)
+        return updating.scale(updates, schedule(step)), ScaleByScheduleState(increment(step))
 
     return GradientTransformation(init, update)

@@ -22,7 +22,9 @@ import jax
 import jax.numpy as jnp
 
 from functorch_optim.core import checks, trees, updating
-from functorch_optim.core.arithmetic import as_float, float_dtype, is_number, power
+from functorch_optim.core.abstract import abstract_aware
+from functorch_optim.core.arithmetic import float_dtype, is_number, power
+from functorch_optim.core.counting import increment
 from functorch_optim.core.dtypes import from_real, real_dtype, to_real, widest
 from functorch_optim.core.equal_pairs import value_equal
 from functorch_optim.core.pair import (
@@ -35,6 +37,7 @@ from functorch_optim.core.pair import (
     Updates,
     member,
 )
+from functorch_optim.core.sums import check_state_dtype, sum_dtype
 from functorch_optim.rules.numbers import hyperparameters_at
 from functorch_optim.transforms.support.wrapping import with_dtypes_of
 
@@ -43,7 +46,7 @@ class ScheduleFreeState(NamedTuple):
     """The steps' own sequence `z`, and what its average is weighted with.
 
     Attributes:
-      step: updates so far (int32).
+      step: updates so far (int32, saturates at 2**31 - 1).
       beta: the number that led to the present parameters, for `schedule_free_eval_params`.
       max_lr: the largest learning rate so far.
       weight_sum: the sum of the weights so far.
@@ -57,6 +60,9 @@ class ScheduleFreeState(NamedTuple):
     weight_sum: Scalar
     z: Params
     inner: State
+
+
+_NUMBERS = ("beta", "max_lr", "weight_sum")
 
 
 @value_equal
@@ -95,13 +101,13 @@ def schedule_free(
     """
     inner = member(tx, "the transform of schedule_free")
     checks.learning_rate(lr)
-    checks.number_or_array("beta", beta)
-    if is_number(beta) and not 0.0 < beta <= 1.0:
-        raise ValueError(f"Invalid beta value: {beta}")
-    checks.not_negative(weight_lr_power=weight_lr_power)
-    if state_dtype is not None and not jnp.issubdtype(state_dtype, jnp.floating):
-        raise TypeError(f"state_dtype should be a real floating dtype, but got {state_dtype!r}")
+    checks.number("beta", beta, above=0.0, most=1.0)
+    checks.number("weight_lr_power", weight_lr_power, least=0.0)
+    check_state_dtype(state_dtype)
+    # A number stays one: its power is more accurate.
+    exponent = weight_lr_power if is_number(weight_lr_power) else jnp.reshape(weight_lr_power, ())
 
+    @abstract_aware
     def init(params: Params) -> ScheduleFreeState:
         ps = [p for p in trees.flatten(params)[0] if not trees.has_no_update(p)]
         dtypes = [jnp.result_type(p) for p in ps]
@@ -119,25 +125,32 @@ def schedule_free(
         grads: Updates, state: ScheduleFreeState, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, ScheduleFreeState]:
         checks.state("schedule_free", ScheduleFreeState, state)
+        checks.scalars("schedule_free", state, "step", "beta", "max_lr", "weight_sum")
         checks.given("schedule_free", "params", params, "they are drawn towards another sequence")
-        step = jnp.asarray(state.step)
+        step = jnp.asarray(state.step).astype(jnp.int32)
+        dtypes = {name: jnp.result_type(getattr(state, name)) for name in _NUMBERS}
         rate = hyperparameters_at({"lr": lr}, step).lr
-        max_lr = jnp.maximum(as_float(state.max_lr), jnp.asarray(rate, float_dtype()))
-        weight = power(max_lr, weight_lr_power)
-        weight_sum = as_float(state.weight_sum) + weight
+        max_lr = jnp.maximum(
+            jnp.asarray(state.max_lr, float_dtype()), jnp.asarray(rate, float_dtype()).reshape(())
+        )
+        weight = power(max_lr, exponent)
+        weight_sum = jnp.asarray(state.weight_sum, float_dtype()) + weight
         nothing = weight_sum == 0  # lr was 0 in every update so far
         share = weight / jnp.where(nothing, jnp.ones_like(weight_sum), weight_sum)
         follow = 1 - jnp.asarray(beta, float_dtype()).reshape(()) * (1 - share)
 
         steps, inner_state = inner.update(grads, state.inner, params, **extra)
         updates = trees.map_updates(
-            lambda u, p, z: _towards(u, p, z, share, follow), steps, params=params, z=state.z
+            lambda u, p, z: _towards(u, p, z, share, follow),
+            steps,
+            params=params,
+            **{"state.z": state.z},
         )
         new_state = ScheduleFreeState(
-            step + 1,
-            jnp.asarray(beta, state.beta.dtype).reshape(()),
-            max_lr.astype(state.max_lr.dtype),
-            weight_sum.astype(state.weight_sum.dtype),
+            increment(step),
+            jnp.asarray(beta, dtypes["beta"]).reshape(()),
+            max_lr.astype(dtypes["max_lr"]),
+            weight_sum.astype(dtypes["weight_sum"]),
             updating.apply_updates(state.z, steps),
             with_dtypes_of(state.inner, inner_state),
         )
@@ -175,9 +188,7 @@ def schedule_free_eval_params(state: ScheduleFreeState, params: Params) -> Param
 
 def _copied(p: Any, state_dtype: Any) -> jax.Array:
     p = jnp.asarray(p)
-    dtype = p.dtype if state_dtype is None else jnp.dtype(state_dtype)
-    if jnp.iscomplexobj(p) and state_dtype is not None:
-        dtype = widest(state_dtype, jnp.complex64)
+    dtype = p.dtype if state_dtype is None else sum_dtype(p, state_dtype)
     return jnp.copy(jax.lax.convert_element_type(p, dtype))
 
 

@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 
 from functorch_optim.core import checks, trees, updating
+from functorch_optim.core.abstract import abstract_aware
+from functorch_optim.core.counting import increment
 from functorch_optim.core.equal_pairs import value_equal
 from functorch_optim.core.pair import GradientTransformation, Params, Scalar, State, Updates, member
 from functorch_optim.transforms.support.random_keys import kept_key
@@ -24,7 +26,10 @@ from functorch_optim.transforms.support.wrapping import with_dtypes_of
 
 
 class StochasticRoundingState(NamedTuple):
-    """The key, which stays, the updates so far (int32), and the inner state."""
+    """The key, which stays, the updates so far, and the inner state.
+
+    The count is int32 and saturates at 2**31 - 1: the draws are the same ones from there on.
+    """
 
     key: jax.Array
     step: Scalar
@@ -57,6 +62,7 @@ def stochastic_rounding(tx: GradientTransformation, key: int | jax.Array) -> Gra
     inner = member(tx, "the transform of stochastic_rounding")
     kept_key(key)
 
+    @abstract_aware
     def init(params: Params) -> StochasticRoundingState:
         return StochasticRoundingState(kept_key(key), jnp.zeros((), jnp.int32), inner.init(params))
 
@@ -64,6 +70,8 @@ def stochastic_rounding(tx: GradientTransformation, key: int | jax.Array) -> Gra
         grads: Updates, state: StochasticRoundingState, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, StochasticRoundingState]:
         checks.state("stochastic_rounding", StochasticRoundingState, state)
+        checks.scalars("stochastic_rounding", state, "step")
+        step = jnp.asarray(state.step).astype(jnp.int32)
         checks.given("stochastic_rounding", "params", params, "the sum with it is rounded")
         ps, treedef = trees.flatten(params)
         gs = trees.flatten_like(grads, treedef, "grads")
@@ -75,7 +83,7 @@ def stochastic_rounding(tx: GradientTransformation, key: int | jax.Array) -> Gra
             treedef.unflatten(map(cast, ps, wide)),
             **extra,
         )
-        step_key = jax.random.fold_in(state.key, state.step)
+        step_key = jax.random.fold_in(state.key, step)
         updates = trees.flatten_like(new, treedef, "updates")
         for i, (u, p, dtype) in enumerate(zip(updates, ps, wide, strict=True)):
             if dtype is None or trees.has_no_update(u):
@@ -85,7 +93,7 @@ def stochastic_rounding(tx: GradientTransformation, key: int | jax.Array) -> Gra
             target = rounded(total, p.dtype, jax.random.fold_in(step_key, i))
             updates[i] = step_to(target, p, dtype)
         return treedef.unflatten(updates), StochasticRoundingState(
-            state.key, state.step + 1, with_dtypes_of(state.inner_state, inner_state)
+            state.key, increment(step), with_dtypes_of(state.inner_state, inner_state)
         )
 
     return GradientTransformation(init, update)

@@ -42,21 +42,24 @@ def trust_ratio(
       min_norm: a smaller norm, of a parameter or of an update, counts as this. Default: 0.0.
 
     Raises:
-      ValueError: an argument is below 0 or NaN; from update, no `params`. TypeError: an argument
-        is not a number or an array.
+      ValueError: an argument is below 0, NaN or several; from update, no `params`. TypeError: an
+        argument is not a number or an array.
     """
-    checks.not_negative(coefficient=coefficient, eps=eps, min_norm=min_norm)
+    for name, value in (("coefficient", coefficient), ("eps", eps), ("min_norm", min_norm)):
+        checks.number(name, value, least=0.0)
 
     def scaled(u: Any, p: Any) -> jax.Array:
         norm = global_norm(u)
         dtype = norm.dtype
-        smallest = jnp.asarray(min_norm, dtype)
+        smallest = jnp.asarray(min_norm, dtype).reshape(())
         norm = jnp.maximum(norm, smallest)
         weights = jnp.maximum(global_norm(p).astype(dtype), smallest)
         trusted = (norm > 0) & (weights > 0)
         # The quotient that is not taken must be finite too: its derivative reaches the result.
-        divisor = jnp.where(trusted, norm + jnp.asarray(eps, dtype), jnp.ones_like(norm))
-        ratio = jnp.asarray(coefficient, dtype) * weights / divisor
+        divisor = jnp.where(
+            trusted, norm + jnp.asarray(eps, dtype).reshape(()), jnp.ones_like(norm)
+        )
+        ratio = jnp.asarray(coefficient, dtype).reshape(()) * weights / divisor
         return updating.times(u, jnp.where(trusted, ratio, jnp.ones_like(ratio)))
 
     def changed(updates: Updates, params: Params | None) -> Updates:

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from functorch_optim.compose.leaf_labels import PerLeaf, chosen
+from functorch_optim.compose.leaf_labels import PerLeaf, check_mask, chosen
 from functorch_optim.core import checks, trees
 from functorch_optim.core.dtypes import from_real, real_dtype, to_real
 from functorch_optim.core.equal_pairs import value_equal
@@ -23,6 +23,9 @@ def add_decayed_weights(
     In front of an algorithm this is L2 regularization of the gradient; behind one, whose updates
     are steps downhill, a decay needs a negative number.
 
+    A parameter whose gradient is `None` (or float0) is not decayed: its update is `None`, like that
+    of every parameter that is skipped. One whose gradient is zeros is decayed.
+
     Args:
       weight_decay: the factor, a number or an array.
       mask: which parameters: a tree of the params' structure (or of its top) with True and False,
@@ -33,7 +36,9 @@ def add_decayed_weights(
         params. ValueError: `update` was called without params. RuntimeError: a gradient that is
         to be decayed is sparse.
     """
-    checks.number_or_array("weight_decay", weight_decay)
+    checks.number("weight_decay", weight_decay)
+    if mask is not None:
+        check_mask(mask)
 
     def changed(updates: Updates, params: Params | None) -> Updates:
         checks.given("add_decayed_weights", "params", params, "weight decay adds a share of it")
@@ -54,5 +59,5 @@ def _decayed(update: Any, p: Any, weight_decay: Number) -> jax.Array:
         raise RuntimeError("weight_decay option is not compatible with sparse gradients")
     update, p = jnp.asarray(update), jnp.asarray(p)
     dtype = real_dtype(update.dtype)
-    decay = jnp.asarray(weight_decay, dtype) * to_real(p.astype(update.dtype), dtype)
+    decay = jnp.asarray(weight_decay, dtype).reshape(()) * to_real(p.astype(update.dtype), dtype)
     return from_real(to_real(update, dtype) + decay, update.dtype)

@@ -192,15 +192,13 @@ def test_half_precision_is_rounded_once(dtype: str) -> None:
     steps = [x.astype(dtype) for x in np.random.RandomState(1).standard_normal((3, 64))]
     averaging = ema_average(0.9)
     state = averaging.init(jnp.asarray(steps[0]))
-    before = steps[0]
+    before = steps[0].astype(np.float64)
     for n, p in enumerate(steps):
         found, state = averaging.update(jnp.asarray(p), state)
         if n:
-            a = before.astype(np.float64)
-            wanted = (0.9 * a + (1 - 0.9) * p.astype(np.float64)).astype(dtype)
-            wrong = np.asarray(found) != wanted
+            before = 0.9 * before + (1 - 0.9) * p.astype(np.float64)
+            wrong = np.asarray(found) != before.astype(dtype)
             assert wrong.mean() <= 0.02  # a tie that float32 rounds the other way
-        before = np.asarray(found)
         assert found.dtype == dtype
 
 

@@ -114,14 +114,16 @@ def test_the_inner_update_is_not_computed_in_between() -> None:
     assert len(ran) == 2
 
 
-def test_half_precision_sums_round_once_and_float32_state_keeps_small_gradients() -> None:
-    """256 + 0.5 is 256 in bfloat16: the plain sum stands still, the wide one does not."""
+def test_half_precision_sums_are_wide_unless_a_narrow_one_is_asked_for() -> None:
+    """256 + 0.5 is 256 in bfloat16: a narrow sum stands still, a wide one does not."""
     p = jnp.zeros((), jnp.bfloat16)
     grads = jnp.asarray([256.0] + [0.5] * 15, jnp.bfloat16)
-    narrow = accumulate(fo.sgd(1.0), 16, average=False)
+    narrow = accumulate(fo.sgd(1.0), 16, average=False, state_dtype=jnp.bfloat16)
+    plain = accumulate(fo.sgd(1.0), 16, average=False)
     for tx, dtype, wanted in (
         (narrow, jnp.bfloat16, -256.0),
-        (fo.float32_state(narrow), jnp.float32, -264.0),
+        (plain, jnp.float32, -264.0),
+        (fo.float32_state(plain), jnp.float32, -264.0),
     ):
         assert tx.init(p).grad_sum.dtype == dtype
         seen, state = run(tx, p, grads)

@@ -170,3 +170,41 @@ def test_equal_pairs_and_what_is_refused() -> None:
             dynamic_loss_scale(fo.sgd(), **{name: "1"})
     with pytest.raises(TypeError, match="the transform of dynamic_loss_scale should be an"):
         dynamic_loss_scale(fo.sgd)
+
+
+def test_the_scale_stays_inside_of_its_limits() -> None:
+    """After many bad steps a good one is a step; torch's scale is 0 then, and the step NaN."""
+    p, bad = jnp.ones(2), jnp.full(2, jnp.inf)
+    for limits, lowest in (({}, 2.0**-24), ({"min_scale": 1.0}, 1.0), ({"min_scale": 3.0}, 3.0)):
+        tx = dynamic_loss_scale(fo.sgd(1.0), growth_interval=1, max_scale=2.0**17, **limits)
+        state = jax.lax.scan(
+            lambda state, _, tx=tx: (tx.update(bad, state)[1], None), tx.init(p), None, length=200
+        )[0]
+        assert float(state.scale) == lowest
+        updates, state = tx.update(p * state.scale, state)
+        np.testing.assert_array_equal(updates, [-1, -1])
+        for _ in range(60):
+            _, state = tx.update(p, state)
+        assert float(state.scale) == 2.0**17
+
+
+def test_limits_and_intervals_are_checked() -> None:
+    for arguments in (
+        {"min_scale": 0.0},
+        {"min_scale": 2.0**17},
+        {"max_scale": 2.0**15},
+        {"max_scale": float("inf")},
+        {"init_scale": float("nan")},
+        {"init_scale": 0},
+        {"init_scale": -1.0},
+        {"growth_interval": 0},
+        {"growth_interval": 1.5},
+        {"backoff_factor": 0.0},
+        {"growth_factor": float("nan")},
+        {"min_scale": jnp.ones(2)},
+    ):
+        (name,) = arguments
+        with pytest.raises(ValueError, match=name):
+            dynamic_loss_scale(fo.sgd(), **arguments)
+    with pytest.raises(TypeError, match="growth_interval should be a number"):
+        dynamic_loss_scale(fo.sgd(), growth_interval=True)

@@ -19,13 +19,16 @@ def kept_key(key: Any) -> jax.Array:
       A raw key for a seed (any checkpoint can save it); else a copy of the key, of its own kind.
 
     Raises:
-      TypeError: it is neither.
+      TypeError: it is neither. ValueError: it is an array of several keys.
     """
     if _is_seed(key):
         return jax.random.PRNGKey(key)
     dtype = getattr(key, "dtype", None)
     if dtype is None or not (jnp.issubdtype(dtype, jax.dtypes.prng_key) or dtype == jnp.uint32):
         raise TypeError(f"key should be a seed or a key of jax.random, but got {key!r}")
+    typed = jnp.issubdtype(dtype, jax.dtypes.prng_key)
+    if key.ndim != (0 if typed else 1):
+        raise ValueError(f"key should be one key, but has shape {key.shape} and dtype {dtype}")
     return jnp.copy(key)
 
 

@@ -12,10 +12,8 @@ from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import jax
-import jax.numpy as jnp
 
-from functorch_optim.core.arithmetic import sqrt
-from functorch_optim.core.dtypes import real_dtype, to_real
+from functorch_optim.core.norms import norm_along
 
 UnitAxis: TypeAlias = int | tuple[int, ...]
 
@@ -49,7 +47,4 @@ def axes_inside(shape: tuple[int, ...], units: tuple[int, ...]) -> tuple[int, ..
 
 def unit_norm(x: jax.Array, units: tuple[int, ...]) -> jax.Array:
     """The 2-norm of each unit, in a shape that broadcasts to x; a bias is one unit."""
-    squares = jnp.square(to_real(x, real_dtype(x.dtype)))
-    if jnp.iscomplexobj(x):
-        squares = jnp.sum(squares, axis=-1)
-    return sqrt(jnp.sum(squares, axis=axes_inside(x.shape, units), keepdims=True))
+    return norm_along(x, axes_inside(x.shape, units))

@@ -12,11 +12,14 @@ import numpy as np
 from functorch_optim.core import sparse_leaves, trees
 from functorch_optim.core.pair import GradientTransformation, Params, State, Updates
 
-# (run, grads, state, params, extra) -> (updates, state)
-ConditionalUpdate = Callable[[Any, Updates, State, Params | None, dict[str, Any]], Any]
+# (run, grads, state, params, extra, number) -> (updates, state)
+ConditionalUpdate = Callable[..., Any]
+Prepare = Callable[[Updates, Any], Updates]
 
 
-def update_if(inner: GradientTransformation, guards: bool = False) -> ConditionalUpdate:
+def update_if(
+    inner: GradientTransformation, guards: bool = False, prepare: Prepare | None = None
+) -> ConditionalUpdate:
     """`inner.update` that is computed only where a traced condition holds.
 
     Where it does not, the updates are zeros (`None` where the inner update is `None`) and the state
@@ -27,33 +30,47 @@ def update_if(inner: GradientTransformation, guards: bool = False) -> Conditiona
       guards: the gradients are not finite where the condition does not hold. Under `vmap` both
         sides are computed, and the derivative of the one that is not taken has to be finite: it
         then sees zeros.
+      prepare: `prepare(grads, number)`, what the inner pair sees; computed in the branch too. (The
+        flag depends on every gradient: outside of the branch, XLA computes it anew for each leaf.)
     """
 
     def update(
-        run: Any, grads: Updates, state: State, params: Params | None, extra: dict[str, Any]
+        run: Any,
+        grads: Updates,
+        state: State,
+        params: Params | None,
+        extra: dict[str, Any],
+        number: Any = None,
     ) -> Any:
         # The branches are these same two functions at each call, unless an extra argument is no
         # array: outside of jit, that lets JAX compile them once.
         arrays = {name: value for name, value in extra.items() if _is_arrays(value)}
         rest = {name: value for name, value in extra.items() if name not in arrays}
-        on, off = (_branches(inner, rest, guards)) if rest else plain
-        return jax.lax.cond(run, on, off, run, _without_float0(grads), state, params, arrays)
+        on, off = _branches(inner, rest, guards, prepare) if rest else plain
+        given = _without_float0(grads)
+        return jax.lax.cond(run, on, off, run, given, state, params, arrays, number)
 
-    plain = _branches(inner, {}, guards)
+    plain = _branches(inner, {}, guards, prepare)
     return update
 
 
 def _branches(
-    inner: GradientTransformation, fixed: dict[str, Any], guards: bool
+    inner: GradientTransformation, fixed: dict[str, Any], guards: bool, prepare: Prepare | None
 ) -> tuple[Any, Any]:
-    def on(run: Any, grads: Any, state: State, params: Any, extra: dict[str, Any]) -> Any:
+    def on(
+        run: Any, grads: Any, state: State, params: Any, extra: dict[str, Any], number: Any
+    ) -> Any:
         if guards:
             grads = zeros_unless(run, grads)
+        if prepare is not None:
+            grads = prepare(grads, number)
         updates, new = inner.update(grads, state, params, **extra, **fixed)
         return updates, with_dtypes_of(state, new)
 
-    def off(run: Any, grads: Any, state: State, params: Any, extra: dict[str, Any]) -> Any:
-        updates, _ = jax.eval_shape(on, run, grads, state, params, extra)
+    def off(
+        run: Any, grads: Any, state: State, params: Any, extra: dict[str, Any], number: Any
+    ) -> Any:
+        updates, _ = jax.eval_shape(on, run, grads, state, params, extra, number)
         us, treedef = trees.flatten(updates)
         return treedef.unflatten(map(_nothing, us)), state
 
