@@ -15,7 +15,7 @@ from functorch_optim.core import trees
 from functorch_optim.stateful.memory.cell import OUTSIDE, VALUES, Changes
 from functorch_optim.stateful.memory.of_lbfgs import DEFAULTS, LBFGSMemory, SearchPlan
 from functorch_optim.stateful.optimizer import Optimizer
-from functorch_optim.stateful.step import program
+from functorch_optim.stateful.step.program import Traces
 
 
 class LBFGS(Optimizer):
@@ -116,7 +116,7 @@ class LBFGS(Optimizer):
         with VALUES.lock:
             before = [cell.read() for cell in cells]
             state = step.release(True)
-        count, traced = self.compile_count, program.trace_count()
+        count, traced = self.compile_count, Traces.count
         finished: dict[str, Any] = {}
         try:
             first = loss = closure()
@@ -132,7 +132,7 @@ class LBFGS(Optimizer):
                 )
                 if run.stopped:
                     step.commit(changes, jax.tree.leaves(run.state))
-                    compiled = program.trace_count() - traced
+                    compiled = Traces.count - traced
                     changes.update(self.__dict__, {"compile_count": count + compiled})
                     changes.update(finished, {"finished": True})
                 changes.make()
@@ -193,7 +193,7 @@ def _scalar(loss: Any) -> jax.Array:
 @jax.jit
 def _begun(state: LBFGSState, data: list[jax.Array]) -> Run:
     """A step that waits for the function; its arrays are copies, to be donated."""
-    program.count_trace()
+    Traces.add()
     run = algorithm.begin(state, FlatVector(data).vector(data, "params"))
     return jax.tree.map(jnp.copy, run)
 
@@ -208,7 +208,7 @@ def _advanced(
     numbers: SearchNumbers,
 ) -> tuple[Run, list[jax.Array]]:
     """The step after an evaluation, and what to put into the Parameters: trial or result."""
-    program.count_trace()
+    Traces.add()
     layout = FlatVector(data)
     run = algorithm.advance(run, loss, layout.vector(grads, "grads"), numbers, *plan)
     where = jnp.where(run.stopped, run.x, run.trial)

@@ -21,7 +21,7 @@ import numpy as np
 
 from functorch_optim.stateful.memory.cell import NOBODY, VALUES, Changes
 from functorch_optim.stateful.memory.protocol import ActiveGroup, Memory, NextStep
-from functorch_optim.stateful.step.program import trace_count
+from functorch_optim.stateful.step.program import Traces
 
 _abstract = operator.attrgetter("aval", "sharding")
 
@@ -100,7 +100,7 @@ def _made(
         values, buffers = _released(groups, step, copies)
     arguments = call.arguments(step.plan, values, buffers, step.numbers)
     done: list[Any] = []
-    traced = trace_count()
+    traced = Traces.count
 
     def keep() -> None:
         _, _, new_values, new_buffers = done[0]
@@ -110,7 +110,7 @@ def _made(
         changes = Changes()
         changes.put(cells, [x for of_group in new_values for x in of_group])
         step.commit(changes, new_buffers)
-        after(changes, Outcome(buffers, trace_count() - traced, known))
+        after(changes, Outcome(buffers, Traces.count - traced, known))
         changes.make()
 
     try:
