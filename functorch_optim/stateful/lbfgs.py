@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from functorch_optim.algorithms import lbfgs as algorithm
 from functorch_optim.algorithms.lbfgs import FlatVector, LBFGSState, Run, SearchNumbers
 from functorch_optim.core import trees
-from functorch_optim.stateful.memory.cell import OUTSIDE, VALUES, Changes
+from functorch_optim.stateful.memory.cell import OUTSIDE, VALUES, Changes, alone
 from functorch_optim.stateful.memory.of_lbfgs import DEFAULTS, LBFGSMemory, SearchPlan
 from functorch_optim.stateful.optimizer import Optimizer
 from functorch_optim.stateful.step.program import Traces
@@ -104,8 +104,7 @@ class LBFGS(Optimizer):
             raise TypeError("LBFGS.step() missing 1 required positional argument: 'closure'")
         if arguments:
             return self.make_step(closure, arguments[0])(*arguments[1:])
-        with self._lock:
-            return self._driven(closure)
+        return alone(self._lock, self._driven, closure)
 
     def _driven(self, closure: Callable[[], Any]) -> Any:
         """A step whose function is evaluated by the closure, at one point after the other."""
@@ -113,9 +112,8 @@ class LBFGS(Optimizer):
         step = self._memory.prepare(groups)
         parameters = groups[0].parameters
         cells = [p._cell for p in parameters]
-        with VALUES.lock:
-            before = [cell.read() for cell in cells]
-            state = step.release(True)
+        before = alone(VALUES, lambda: [cell.read() for cell in cells])
+        state = step.release(True)
         count, traced = self.compile_count, Traces.count
         finished: dict[str, Any] = {}
         try:
