@@ -57,12 +57,23 @@ def value_and_grads(
 ) -> tuple[tuple[jax.Array, Any], tuple[jax.Array, ...]]:
     """`((loss, aux), gradients)`: the directions of steepest ascent for the trained arrays."""
 
-    def loss_of(trained: Sequence[jax.Array]) -> tuple[Any, Any]:
+    def loss_of(trained: Sequence[jax.Array]) -> tuple[Any, tuple[Any, Any]]:
         result = loss_fn(skeleton.fill(trained, constant), *args)
-        return result if has_aux else (result, None)
+        loss, aux = result if has_aux else (result, None)
+        return _scalar(loss), (loss, aux)
 
-    result, grads = jax.value_and_grad(loss_of, has_aux=True)(tuple(trained))
+    (_, result), grads = jax.value_and_grad(loss_of, has_aux=True)(tuple(trained))
     return result, tuple(jnp.conj(g) if jnp.iscomplexobj(g) else g for g in grads)
+
+
+def _scalar(loss: Any) -> Any:
+    """A loss of one element, in whatever shape, as JAX differentiates it."""
+    if jnp.size(loss) != 1:
+        raise TypeError(
+            "grad can be implicitly created only for scalar outputs, but the loss has shape "
+            f"{jnp.shape(loss)}"
+        )
+    return jnp.reshape(loss, ())
 
 
 @jax.jit
