@@ -159,4 +159,5 @@ class ArrayOperators:
         return self.data.__dlpack__(**options)
 
     def __dlpack_device__(self) -> Any:
-        return self.data.__dlpack_device__()
+        value: Any = self.data
+        return value.__dlpack_device__()

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from functorch_optim.core.trees import is_array
 from functorch_optim.core.updating import add
 from functorch_optim.stateful.memory.cell import VALUES, Changes
 from functorch_optim.stateful.model import Skeleton, arrays, split
@@ -68,11 +69,9 @@ def value_and_grads(
 
 def _scalar(loss: Any) -> Any:
     """A loss of one element, in whatever shape, as JAX differentiates it."""
-    if jnp.size(loss) != 1:
-        raise TypeError(
-            "grad can be implicitly created only for scalar outputs, but the loss has shape "
-            f"{jnp.shape(loss)}"
-        )
+    if not is_array(loss) or jnp.size(loss) != 1:
+        shown = f"the loss has shape {jnp.shape(loss)}" if is_array(loss) else f"it is {loss!r}"
+        raise TypeError(f"grad can be implicitly created only for scalar outputs, but {shown}")
     return jnp.reshape(loss, ())
 
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from functorch_optim.core import checks, trees
 from functorch_optim.stateful.array_operators import ArrayOperators
+from functorch_optim.stateful.as_argument import accept
 from functorch_optim.stateful.memory.cell import OUTSIDE, VALUES, Cell
-
 
 # Attributes of an array that give other arrays over its memory, which no reference count shows.
 _SHARE_MEMORY = {"addressable_data", "addressable_shards", "clone", "global_shards", "to_device"}
@@ -187,3 +187,6 @@ class Parameter(ArrayOperators):
         name = f"{self.name!r}, " if self.name else ""
         frozen = "" if self.requires_grad else ", requires_grad=False"
         return f"Parameter({name}{self.dtype}{list(self.shape)}{frozen})"
+
+
+accept(Parameter)

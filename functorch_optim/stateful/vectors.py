@@ -1,0 +1,76 @@
+"""The Parameters of a model as one vector, as torch.nn.utils does it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from functorch_optim.stateful.memory.cell import NOBODY, VALUES, Changes
+from functorch_optim.stateful.model import all_parameters
+
+
+def parameters_to_vector(parameters: Any) -> jax.Array:
+    """All values in a row, in the common dtype. Compiled.
+
+    Args:
+      parameters: a Parameter, an iterable of them, or a model: in the tree's order.
+
+    Raises:
+      ValueError: there is none.
+    """
+    cells = all_parameters(parameters)
+    if not cells:
+        raise ValueError("torch.cat(): expected a non-empty list of Tensors")
+    with VALUES.lock:  # all of one moment
+        values = [p.data for p in cells]
+    return _joined(values)
+
+
+def vector_to_parameters(vec: Any, parameters: Any) -> None:
+    """Assigns the parts of a vector to Parameters, in their dtypes and on their devices.
+
+    Args:
+      vec: as `parameters_to_vector` gives it.
+      parameters: a Parameter, an iterable of them, or a model.
+
+    Raises:
+      TypeError: vec is no array, or complex for real Parameters. ValueError: it is no vector, or
+        has another length than the Parameters together (torch passes over what is too much).
+        Nothing is changed by either.
+    """
+    if not isinstance(vec, jax.Array | np.ndarray):
+        raise TypeError(f"expected an array, torch's torch.Tensor, but got: {type(vec).__name__}")
+    cells = all_parameters(parameters)
+    wanted = sum(p.size for p in cells)
+    if vec.shape != (wanted,):
+        raise ValueError(
+            f"shape '{(wanted,)}', that of the parameters together, is invalid for a vector of "
+            f"shape {vec.shape}"
+        )
+    for p in cells:
+        if jnp.iscomplexobj(vec) and not jnp.issubdtype(p.dtype, jnp.complexfloating):
+            raise TypeError(f"a vector of dtype {vec.dtype} was given to {p!r}")
+    parts = _split(vec, tuple((p.shape, p.dtype) for p in cells))
+    changes = Changes()
+    placed = [p.placed(x) for p, x in zip(cells, parts, strict=True)]
+    changes.put([p._cell for p in cells], placed, NOBODY)
+    changes.make()
+
+
+@jax.jit
+def _joined(arrays: Sequence[jax.Array]) -> jax.Array:
+    with jax.numpy_dtype_promotion("standard"):
+        dtype = jnp.result_type(*arrays)
+    return jnp.concatenate([x.astype(dtype).reshape(-1) for x in arrays])
+
+
+def _split(vec: Any, like: Sequence[tuple[tuple[int, ...], Any]]) -> list[jax.Array]:
+    vec = jnp.array(vec)
+    ends = list(itertools.accumulate(int(np.prod(shape)) for shape, _ in like))
+    parts = zip([0, *ends], ends, like, strict=False)
+    return [vec[i:j].reshape(shape).astype(dtype) for i, j, (shape, dtype) in parts]
