@@ -226,13 +226,18 @@ class GradScaler:
         self._set(self._numbers.after(any([bool(x) for x in found])), _progress={})
 
     def _set(self, numbers: _Numbers, **others: Any) -> None:
-        self._live[...] = jnp.asarray(numbers.scale)
         changes = Changes()
         changes.update(self.__dict__, {"_numbers": numbers, **others})
-        changes.make()
+        try:
+            changes.make()
+            self._live[...] = jnp.asarray(numbers.scale)
+        except BaseException:  # an interrupt: programs scale by what gradients are unscaled by
+            self._live[...] = jnp.asarray(self._numbers.scale)
+            raise
 
     def for_program(self) -> np.ndarray:
         """What a training step takes: the scale, and its reciprocal as two factors."""
+        self._has_scaled = True
         scale = self._numbers.scale
         return np.array([scale, *reciprocal(scale)])
 

@@ -233,6 +233,9 @@ class Optimizer:
                 return plan, skeleton, positions, values, buffers, *rest
 
             inputs, structure = jax.tree.flatten((args, arrays(constant)))
+            if any(isinstance(x, Parameter) for x in inputs):  # a batch may hold some
+                args = values(args)
+                inputs, structure = jax.tree.flatten((args, arrays(constant)))
             self._opt_called = True
             with VALUES:  # constants may be Parameters of another optimizer
                 call = Call(train, arguments, inputs, (skeleton, positions, structure), skipped)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import jax
@@ -169,19 +170,19 @@ class Parameter(ArrayOperators):
 
     def __getattr__(self, name: str) -> Any:
         """What else an array has: `p.T`, `p.sum()`, `p.at[0].set(1)`, `p.sharding`."""
-        if name.startswith("_") or not hasattr(self._cell.array, name):
+        if not name.startswith("_"):
+            with VALUES.lock:
+                array = self._cell.read()
+                if name in _SHARE_MEMORY:
+                    self._cell.held = OUTSIDE
+            with contextlib.suppress(AttributeError):
+                return getattr(array, name)
+        hint = ""
+        if name.endswith("_") and hasattr(jax.Array, name[:-1]):
             hint = f"; arrays do not change: write p.data = p.data.{name[:-1]}(...)"
-            raise AttributeError(
-                f"'Parameter' object has no attribute {name!r}"
-                f"{hint if hasattr(jax.Array, name[:-1]) and name.endswith('_') else ''}",
-                name=name,
-                obj=self,
-            )
-        with VALUES.lock:
-            array = self._cell.read()
-            if name in _SHARE_MEMORY:
-                self._cell.held = OUTSIDE
-        return getattr(array, name)
+        raise AttributeError(
+            f"'Parameter' object has no attribute {name!r}{hint}", name=name, obj=self
+        )
 
     def __repr__(self) -> str:
         name = f"{self.name!r}, " if self.name else ""

@@ -129,13 +129,14 @@ def test_gives_what_its_value_gives_and_that_stays(read: Any) -> None:
 
 
 @pytest.mark.parametrize("name", BINARY)
-@pytest.mark.parametrize("other", ["jax", "numpy", "number", "parameter"])
+@pytest.mark.parametrize("other", ["jax", "numpy", "number", "scalar", "parameter"])
 def test_operators_on_both_sides(name: str, other: str) -> None:
-    if name == "@" and other == "number":
+    if name == "@" and other in ("number", "scalar"):
         pytest.skip("a number has no matrix product")
     opt, p = trained()
     x, function = jnp.asarray(np.array(p._data)), BINARY[name]
-    y = {"jax": Y, "numpy": np.asarray(Y), "number": 2, "parameter": optim.Parameter(Y)}[other]
+    kinds = {"jax": Y, "numpy": np.asarray(Y), "number": 2, "scalar": np.float32(2)}
+    y = {**kinds, "parameter": optim.Parameter(Y)}[other]
     plain = y.data if isinstance(y, optim.Parameter) else y
     wanted = function(x, plain), function(plain, x)
     held = function(p, y), function(y, p)
@@ -263,6 +264,22 @@ def test_is_a_constant_of_a_traced_function() -> None:
         np.testing.assert_allclose(compiled(Y), wanted, rtol=1e-5)
         np.testing.assert_array_equal(slope(Y), before)
         run(opt, 2)
+
+
+def test_is_an_argument_of_a_loss() -> None:
+    _, p = trained()
+    _, q = trained(np.ones((3, 3), np.float32))
+    opt = optim.SGD([q], lr=0.0)
+
+    def loss_fn(params: Any, x: Any) -> Any:
+        return jnp.sum(params["q"] * x)
+
+    train_step = opt.make_step(loss_fn, {"q": q})
+    for _ in range(3):
+        wanted = jnp.sum(q.data * p.data)
+        np.testing.assert_allclose(optim.backward(loss_fn, {"q": q}, p), wanted, rtol=1e-6)
+        np.testing.assert_allclose(train_step(p), wanted, rtol=1e-6)
+        p.data = p.data + 1.0  # it is read at every call
 
 
 def test_is_a_leaf_whatever_it_can_do() -> None:

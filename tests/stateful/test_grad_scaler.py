@@ -14,7 +14,8 @@ import pytest
 from jax.experimental import sparse
 
 import functorch_optim.stateful as optim
-from tests.support.stateful import compilations, exactly, new_shape, numbers, snapshot
+from tests.stateful.test_interrupts import instructions, interrupted_at
+from tests.support.stateful import compilations, exactly, new_shape, numbers, progress, snapshot
 
 # What the loss is multiplied by, step after step: gradients overflow float32 where it is infinite,
 # or where the scale is too large for it.
@@ -442,6 +443,33 @@ def test_turned_off_it_does_nothing() -> None:
         plain_opt.make_step(loss_fn, plain_model)(np.float32(1.0))
     np.testing.assert_allclose(model["w"].data, plain_model["w"].data, rtol=1e-6)
     assert scaler.step(opt, lambda: 5.0) == 5.0
+
+
+@pytest.mark.parametrize("factor", [1.0, math.inf])
+@pytest.mark.slow
+def test_an_interrupt_leaves_a_training_step_whole(factor: float) -> None:
+    """A step and its count come together, and programs scale by what gradients are unscaled by."""
+    model, opt, scaler = build(growth_interval=1)
+    train_step = opt.make_step(loss_fn, model, scaler=scaler)
+    for _ in range(2):
+        train_step(np.float32(1.0))
+    there = jax.jit(lambda: scaler.scale(jnp.ones(())))
+
+    def call() -> None:
+        train_step(np.float32(factor))
+
+    outcomes = set()
+    for i in range(1, instructions(call, ours=True), 7):
+        before = progress(opt)
+        scaler.update(8.0)
+        interrupted_at(i, call, ours=True)
+        assert float(there()) == scaler.get_scale()
+        steps = {float(entry["step"]) for entry in opt.state_dict()["state"].values()}
+        assert len(steps) == 1
+        outcomes.add((progress(opt) == before, scaler.get_scale() == 8.0))
+    wanted = {(True, True)} if factor == 1.0 else {(True, True), (True, False)}
+    assert outcomes >= wanted
+    assert any(not same for same, _ in outcomes) == (factor == 1.0)
 
 
 def test_parameters_on_a_mesh() -> None:
