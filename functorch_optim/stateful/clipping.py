@@ -169,9 +169,6 @@ def _clipped_by_norm(
     return norm, scaled_to(list(grads), norm, max_norm)
 
 
-_total_norm = jax.jit(lambda grads, norm_type: total_norm(grads, norm_type), static_argnums=1)
-
-
 @jax.jit
 def _scaled_to(grads: Sequence[Any], norm: jax.Array, max_norm: Any) -> list[Any]:
     return scaled_to(list(grads), norm.reshape(()), max_norm)
@@ -203,6 +200,9 @@ def total_norm(grads: Sequence[Any], norm_type: float) -> jax.Array:
     unit = _unit(sizes, norm_type) if halves else jnp.ones((), dtype)
     powers = sum((jnp.sum((x / unit) ** norm_type) for x in sizes), jnp.zeros((), dtype))
     return unit * powers ** (1.0 / norm_type)
+
+
+_total_norm = jax.jit(total_norm, static_argnums=1)
 
 
 def _unit(sizes: Sequence[jax.Array], norm_type: float) -> jax.Array:

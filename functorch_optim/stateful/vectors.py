@@ -10,20 +10,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from functorch_optim.core import trees
 from functorch_optim.stateful.memory.cell import NOBODY, VALUES, Changes
 from functorch_optim.stateful.model import all_parameters
+from functorch_optim.stateful.parameter import Parameter
 
 
 def parameters_to_vector(parameters: Any) -> jax.Array:
     """All values in a row, in the common dtype. Compiled.
 
     Args:
-      parameters: a Parameter, an iterable of them, or a model: in the tree's order.
+      parameters: a Parameter, an iterable of them, or a model: in the tree's order. Those that are
+        not floating point, torch's buffers, are left out.
 
     Raises:
       ValueError: there is none.
     """
-    cells = all_parameters(parameters)
+    cells = _floating(parameters)
     if not cells:
         raise ValueError("torch.cat(): expected a non-empty list of Tensors")
     with VALUES.lock:  # all of one moment
@@ -36,7 +39,8 @@ def vector_to_parameters(vec: Any, parameters: Any) -> None:
 
     Args:
       vec: as `parameters_to_vector` gives it.
-      parameters: a Parameter, an iterable of them, or a model.
+      parameters: a Parameter, an iterable of them, or a model. Those that are not floating point
+        stay as they are.
 
     Raises:
       TypeError: vec is no array, or complex for real Parameters. ValueError: it is no vector, or
@@ -45,7 +49,7 @@ def vector_to_parameters(vec: Any, parameters: Any) -> None:
     """
     if not isinstance(vec, jax.Array | np.ndarray):
         raise TypeError(f"expected an array, torch's torch.Tensor, but got: {type(vec).__name__}")
-    cells = all_parameters(parameters)
+    cells = _floating(parameters)
     wanted = sum(p.size for p in cells)
     if vec.shape != (wanted,):
         raise ValueError(
@@ -60,6 +64,10 @@ def vector_to_parameters(vec: Any, parameters: Any) -> None:
     placed = [p.placed(x) for p, x in zip(cells, parts, strict=True)]
     changes.put([p._cell for p in cells], placed, NOBODY)
     changes.make()
+
+
+def _floating(parameters: Any) -> list[Parameter]:
+    return [p for p in all_parameters(parameters) if not trees.has_no_update(p._data)]
 
 
 @jax.jit

@@ -136,6 +136,15 @@ def test_a_vector_of_several_dtypes() -> None:
         np.testing.assert_array_equal(p.data.astype(jnp.float32), x + 1.0)
 
 
+def test_a_vector_holds_no_integers() -> None:
+    model = optim.parameters({"steps": np.int32(2**30 + 1), "w": numbers(0)})
+    vector = optim.parameters_to_vector(model)
+    assert (vector.shape, vector.dtype) == ((3,), jnp.float32)
+    optim.vector_to_parameters(-vector, model)
+    np.testing.assert_array_equal(model["w"].data, -numbers(0))
+    assert int(model["steps"]) == 2**30 + 1
+
+
 @pytest.mark.parametrize("shapes", [[(4,)], [(2, 2)], [(4,), (3, 1)]])
 def test_a_vector_and_its_parts_stay(shapes: Any) -> None:
     ours = cells(*shapes)
@@ -397,6 +406,7 @@ def test_a_loss_of_several_elements_is_refused_in_torchs_words(shape: tuple[int,
     for call in (
         lambda: optim.backward(loss_fn, model),
         opt.make_step(loss_fn, model),
+        opt.make_step(loss_fn, model, scaler=optim.GradScaler()),
         optim.LBFGS(model).make_step(loss_fn, model),
     ):
         with pytest.raises(TypeError, match=words) as caught:
@@ -408,7 +418,12 @@ def test_a_loss_of_several_elements_is_refused_in_torchs_words(shape: tuple[int,
 @pytest.mark.parametrize("returned", [None, "x", (1.0, 2.0)])
 def test_what_is_no_loss_is_refused(returned: Any) -> None:
     model = {"p": cells((3,))[0]}
-    with pytest.raises(TypeError, match=r"only for scalar outputs, but it is") as caught:
-        optim.backward(lambda params: returned, model)
-    assert repr(returned) in str(caught.value)
+    opt = optim.SGD(model, lr=0.1)
+    for call in (
+        lambda: optim.backward(lambda params: returned, model),
+        opt.make_step(lambda params: returned, model, scaler=optim.GradScaler()),
+    ):
+        with pytest.raises(TypeError, match=r"only for scalar outputs, but it is") as caught:
+            call()
+        assert repr(returned) in str(caught.value)
     assert model["p"].grad is None

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from functorch_optim.core.dtypes import widest
 from functorch_optim.core.pair import EmptyState
+from functorch_optim.core.trees import is_array
 from functorch_optim.stateful.backward import value_and_grads
 from functorch_optim.stateful.memory.protocol import Grouped, Plan
 from functorch_optim.stateful.model import Skeleton
@@ -89,7 +90,7 @@ def compiled_train_step(
         def scaled_loss(*args: Any) -> Any:
             result = loss_fn(*args)
             loss, aux = result if has_aux else (result, None)
-            return scaled(loss, scaling[0]), (loss, aux)
+            return scaled(jnp.asarray(loss), scaling[0]) if is_array(loss) else loss, (loss, aux)
 
         def evaluate(values: Grouped) -> tuple[Any, Grouped]:
             trained = tuple(values[group][place] for group, place in positions)

@@ -35,10 +35,9 @@ def reciprocal(scale: np.float32) -> tuple[np.float32, np.float32]:
 def unscaled(grads: Sequence[Any], inverse: Any) -> tuple[list[Any], jax.Array]:
     """Gradients of the loss itself, and whether one of the scaled ones is not finite."""
     first, second = inverse
-    entries = [g.data if trees.is_sparse(g) else g for g in grads]
     found = jnp.zeros((), bool)
-    for x in entries:
-        found = found | ~jnp.all(jnp.isfinite(x))
+    for g in grads:
+        found = found | ~jnp.all(jnp.isfinite(updating.elements(g)))
     return [updating.times(updating.times(g, first), second) for g in grads], found
 
 
