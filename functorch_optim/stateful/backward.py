@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from functorch_optim.core.trees import is_array
 from functorch_optim.core.updating import add
 from functorch_optim.stateful.memory.cell import Changes, reading
 from functorch_optim.stateful.model import Skeleton, arrays, split
@@ -58,12 +59,21 @@ def value_and_grads(
 ) -> tuple[tuple[jax.Array, Any], tuple[jax.Array, ...]]:
     """`((loss, aux), gradients)`: the directions of steepest ascent for the trained arrays."""
 
-    def loss_of(trained: Sequence[jax.Array]) -> tuple[Any, Any]:
+    def loss_of(trained: Sequence[jax.Array]) -> tuple[Any, tuple[Any, Any]]:
         result = loss_fn(skeleton.fill(trained, constant), *args)
-        return result if has_aux else (result, None)
+        loss, aux = result if has_aux else (result, None)
+        return _scalar(loss), (loss, aux)
 
-    result, grads = jax.value_and_grad(loss_of, has_aux=True)(tuple(trained))
+    (_, result), grads = jax.value_and_grad(loss_of, has_aux=True)(tuple(trained))
     return result, tuple(jnp.conj(g) if jnp.iscomplexobj(g) else g for g in grads)
+
+
+def _scalar(loss: Any) -> Any:
+    """A loss of one element, in whatever shape, as JAX differentiates it."""
+    if not is_array(loss) or jnp.size(loss) != 1:
+        shown = f"the loss has shape {jnp.shape(loss)}" if is_array(loss) else f"it is {loss!r}"
+        raise TypeError(f"grad can be implicitly created only for scalar outputs, but {shown}")
+    return jnp.reshape(loss, ())
 
 
 @jax.jit

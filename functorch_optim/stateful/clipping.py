@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from functorch_optim.core import checks, trees, updating
 from functorch_optim.core.arithmetic import is_number
 from functorch_optim.core.dtypes import real_dtype, widest
+from functorch_optim.stateful.memory.cell import Changes
+from functorch_optim.stateful.model import all_parameters
 from functorch_optim.stateful.parameter import Parameter
 from functorch_optim.transforms.clipping import global_norm, scaled_to
 
@@ -44,7 +46,7 @@ def clip_grad_norm_(
       TypeError: an argument is of another kind. ValueError: max_norm is below 0, or NaN.
     """
     checks.number("max_norm", max_norm, least=0.0)
-    checks.number("norm_type", float(norm_type) if isinstance(norm_type, str) else norm_type)
+    _check_norm_type(norm_type)
     checks.flag("error_if_nonfinite", error_if_nonfinite)
     chosen = _with_gradients(parameters)
     if not chosen:
@@ -52,15 +54,75 @@ def clip_grad_norm_(
     grads = tuple(p.grad for p in chosen)
     bound = float(max_norm) if is_number(max_norm) else max_norm
     norm, clipped = _clipped_by_norm(grads, bound, float(norm_type))
-    if error_if_nonfinite and not math.isfinite(float(norm)):
-        raise RuntimeError(
-            f"The total norm of order {float(norm_type)} for gradients from `parameters` is "
-            "non-finite, so it cannot be clipped. To disable this error and scale the gradients by "
-            "the non-finite norm anyway, set `error_if_nonfinite=False`"
-        )
-    for p, grad in zip(chosen, clipped, strict=True):
-        p.grad = grad
+    if error_if_nonfinite:
+        _check_finite(norm, float(norm_type))
+    _give(chosen, clipped)
     return norm
+
+
+def get_total_norm(
+    tensors: Any,
+    norm_type: float = 2.0,
+    error_if_nonfinite: bool = False,
+    foreach: bool | None = None,
+) -> jax.Array:
+    """The norm of all elements of some arrays together. Compiled.
+
+    Args:
+      tensors: an array, or an iterable or tree of them: of gradients, say. `None` is passed over,
+        a Parameter counts by its value.
+      norm_type: the order of the norm; `math.inf` for the maximum.
+      error_if_nonfinite: raise if the norm is NaN or infinite (waits for the device).
+      foreach: accepted and ignored.
+
+    Returns:
+      The norm, a 0-d array.
+
+    Raises:
+      RuntimeError: an array is not floating point; the norm is not finite and `error_if_nonfinite`
+        is set. TypeError: an argument is of another kind.
+    """
+    _check_norm_type(norm_type)
+    checks.flag("error_if_nonfinite", error_if_nonfinite)
+    if isinstance(tensors, Iterator):
+        tensors = list(tensors)
+    found = [p.data if isinstance(p, Parameter) else p for p in trees.flatten(tensors)[0]]
+    arrays = tuple(x if trees.is_sparse(x) else jnp.asarray(x) for x in found if x is not None)
+    for x in arrays:
+        if trees.has_no_update(x):
+            raise RuntimeError(
+                "linalg.vector_norm: Expected a floating point or complex tensor as input. Got "
+                f"{x.dtype}"
+            )
+    if not arrays:
+        return jnp.zeros(())
+    norm = _total_norm(arrays, float(norm_type))
+    if error_if_nonfinite:
+        _check_finite(norm, float(norm_type))
+    return norm
+
+
+def clip_grads_with_norm_(
+    parameters: Any, max_norm: float, total_norm: Any, foreach: bool | None = None
+) -> None:
+    """Scales the gradients by `min(1, max_norm / (total_norm + 1e-6))`: a norm that is known.
+
+    Args:
+      parameters: a Parameter, an iterable of them, or a model. Those without gradient are skipped.
+      max_norm: the bound.
+      total_norm: what `get_total_norm` returned, or a number.
+      foreach: accepted and ignored.
+
+    Raises:
+      TypeError: an argument is of another kind. ValueError: max_norm is below 0, or NaN.
+    """
+    checks.number("max_norm", max_norm, least=0.0)
+    checks.number_or_array("total_norm", total_norm)
+    checks.one_element("total_norm", total_norm)
+    chosen = _with_gradients(parameters)
+    norm = total_norm if isinstance(total_norm, jax.Array) else jnp.asarray(total_norm, float)
+    bound = float(max_norm) if is_number(max_norm) else max_norm
+    _give(chosen, _scaled_to(tuple(p.grad for p in chosen), norm, bound))
 
 
 def clip_grad_value_(parameters: Any, clip_value: float, foreach: bool | None = None) -> None:
@@ -77,17 +139,26 @@ def clip_grad_value_(parameters: Any, clip_value: float, foreach: bool | None = 
     checks.number("clip_value", clip_value, least=0.0)
     chosen = _with_gradients(parameters)
     clipped = _clipped_by_value(tuple(p.grad for p in chosen), float(clip_value))
-    for p, grad in zip(chosen, clipped, strict=True):
-        p.grad = grad
+    _give(chosen, clipped)
 
 
 def _with_gradients(parameters: Any) -> list[Parameter]:
-    if not isinstance(parameters, dict | list | tuple | Parameter) and hasattr(
-        parameters, "__iter__"
-    ):
-        parameters = list(parameters)
-    cells = jax.tree.leaves(parameters)
-    return [p for p in cells if isinstance(p, Parameter) and p.grad is not None]
+    return [p for p in all_parameters(parameters) if p.grad is not None]
+
+
+def _give(parameters: Sequence[Parameter], grads: Sequence[Any]) -> None:
+    changes = Changes()
+    changes.set(parameters, "_grad", grads)
+    changes.make()
+
+
+def _check_finite(norm: jax.Array, norm_type: float) -> None:
+    if not math.isfinite(float(norm)):
+        raise RuntimeError(
+            f"The total norm of order {norm_type} for gradients from `parameters` is non-finite, "
+            "so it cannot be clipped. To disable this error and scale the gradients by the "
+            "non-finite norm anyway, set `error_if_nonfinite=False`"
+        )
 
 
 @functools.partial(jax.jit, static_argnums=2)
@@ -96,6 +167,15 @@ def _clipped_by_norm(
 ) -> tuple[jax.Array, list[Any]]:
     norm = total_norm(grads, norm_type)
     return norm, scaled_to(list(grads), norm, max_norm)
+
+
+@jax.jit
+def _scaled_to(grads: Sequence[Any], norm: jax.Array, max_norm: Any) -> list[Any]:
+    return scaled_to(list(grads), norm.reshape(()), max_norm)
+
+
+def _check_norm_type(norm_type: Any) -> None:
+    checks.number("norm_type", float(norm_type) if isinstance(norm_type, str) else norm_type)
 
 
 def total_norm(grads: Sequence[Any], norm_type: float) -> jax.Array:
@@ -120,6 +200,9 @@ def total_norm(grads: Sequence[Any], norm_type: float) -> jax.Array:
     unit = _unit(sizes, norm_type) if halves else jnp.ones((), dtype)
     powers = sum((jnp.sum((x / unit) ** norm_type) for x in sizes), jnp.zeros((), dtype))
     return unit * powers ** (1.0 / norm_type)
+
+
+_total_norm = jax.jit(total_norm, static_argnums=1)
 
 
 def _unit(sizes: Sequence[jax.Array], norm_type: float) -> jax.Array:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from functorch_optim.algorithms import lbfgs as algorithm
 from functorch_optim.algorithms.lbfgs import FlatVector, LBFGSState, Run, SearchNumbers
 from functorch_optim.core import trees
+from functorch_optim.stateful.grad_scaler import GradScaler
 from functorch_optim.stateful.memory.cell import OUTSIDE, VALUES, Changes, alone
 from functorch_optim.stateful.memory.of_lbfgs import DEFAULTS, LBFGSMemory, SearchPlan
 from functorch_optim.stateful.optimizer import Optimizer
@@ -151,6 +152,7 @@ class LBFGS(Optimizer):
         has_aux: bool = False,
         accumulate: int = 1,
         clip_norm: float | None = None,
+        scaler: GradScaler | None = None,
     ) -> Callable[..., Any]:
         """A step as ONE compiled program: every evaluation of the function, and the search.
 
@@ -164,18 +166,21 @@ class LBFGS(Optimizer):
           accumulate: average loss and gradients over so many micro-batches, stacked along the
             first axis of every array in args; auxiliary outputs come back stacked.
           clip_norm: not for L-BFGS, whose line search needs the gradients of the function.
+          scaler: not for L-BFGS, as in torch: its step has many evaluations.
 
         Returns:
           `train_step(*args)`: updates the parameters and returns the loss (or `(loss, aux)`) before
           the step, without waiting for it.
 
         Raises:
-          ValueError: clip_norm is given, or accumulate is not a positive integer; from
+          ValueError: clip_norm or scaler is given, or accumulate is not a positive integer; from
             `train_step`, no Parameter of the model is held by this optimizer. AssertionError: from
             `train_step`, a group was added.
         """
         if clip_norm is not None:
             raise ValueError("LBFGS: clipped gradients are not those of the function it minimizes")
+        if scaler is not None:
+            raise ValueError("LBFGS: a step of many evaluations takes no GradScaler")
         return super().make_step(loss_fn, model, has_aux, accumulate)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from functorch_optim.core import trees
-from functorch_optim.stateful.memory.cell import at_one_moment
+from functorch_optim.core import checks, trees
+from functorch_optim.stateful.memory.cell import OUTSIDE, Changes, at_one_moment
 from functorch_optim.stateful.parameter import Parameter
+
+M = TypeVar("M")
 
 
 def parameters(tree: Any) -> Any:
@@ -42,6 +46,118 @@ def named_parameters(model: Any) -> Iterator[tuple[str, Parameter]]:
     for path, leaf in jax.tree_util.tree_flatten_with_path(model)[0]:
         if isinstance(leaf, Parameter):
             yield trees.dotted(path), leaf
+
+
+def requires_grad_(model: M, requires_grad: bool = True) -> M:
+    """Sets `requires_grad` of all Parameters of a model, as torch's `Module.requires_grad_`.
+
+    Those that are not floating point never require a gradient, and are left alone. Gradients that
+    are there stay, as in torch: `step` still uses them.
+
+    Returns:
+      The model.
+
+    Raises:
+      TypeError: requires_grad is not True or False.
+    """
+    checks.flag("requires_grad", requires_grad)
+    found = [p for p in all_parameters(model) if not trees.has_no_update(p._data)]
+    changes = Changes()
+    changes.set(found, "requires_grad", itertools.repeat(requires_grad))
+    changes.make()
+    return model
+
+
+def load_values(model: M, tree: Any) -> M:
+    """Assigns a value to every Parameter of a model: torch's `load_state_dict` for values.
+
+    Floating-point values are cast to the Parameter's dtype, and put on its devices. Everything is
+    checked first: an error changes nothing.
+
+    Args:
+      model: a tree with Parameters.
+      tree: as `values(model)`, where what is no Parameter is passed over; or a flat dict of values
+        by the names of `named_parameters(model)`.
+
+    Returns:
+      The model.
+
+    Raises:
+      ValueError: a name is missing or unknown, or a shape differs, in torch's words.
+      TypeError: the structures differ; a value is no array, or of another kind than its Parameter.
+    """
+    found: dict[Parameter, jax.Array] = {}
+    for name, p, value in _matched(model, tree):
+        found[p] = _fitting(f"{name!r}" if name else "the model", p, value)
+    changes = Changes()
+    changes.put([p._cell for p in found], list(found.values()), OUTSIDE)
+    changes.make()
+    return model
+
+
+def _matched(model: Any, tree: Any) -> list[tuple[str, Parameter, Any]]:
+    """Name, Parameter and new value, for each place of a Parameter."""
+    named = dict(named_parameters(model))
+    if isinstance(tree, Mapping) and not named.keys().isdisjoint(tree):
+        missing, unexpected = (
+            ", ".join(f'"{name}"' for name in names)
+            for names in ([n for n in named if n not in tree], [n for n in tree if n not in named])
+        )
+        # A model may hold more than Parameters, and its own structure may look like names.
+        given: Any = jax.tree.structure(dict(tree))
+        same = bool(given == jax.tree.structure(model))
+        if not same and (missing or unexpected):
+            raise ValueError(
+                "Error(s) in loading values:"
+                + (f" Missing key(s) in state_dict: {missing}." if missing else "")
+                + (f" Unexpected key(s) in state_dict: {unexpected}." if unexpected else "")
+            )
+        if not missing:
+            return [(name, p, tree[name]) for name, p in named.items()]
+    flat, treedef = jax.tree_util.tree_flatten_with_path(model, is_leaf=trees.is_leaf)
+    leaves = trees.flatten_like(tree, treedef, "tree", "the model")
+    return [
+        (trees.dotted(path), p, value)
+        for (path, p), value in zip(flat, leaves, strict=True)
+        if isinstance(p, Parameter)
+    ]
+
+
+def _fitting(what: str, p: Parameter, value: Any) -> jax.Array:
+    """A value as an array that this Parameter can hold."""
+    if isinstance(value, Parameter):
+        value = value.data
+    if not trees.is_array(value):
+        raise TypeError(f"the value for {what} should be an array, but got {value!r}")
+    array = value if isinstance(value, jax.Array) else np.asarray(value)
+    if array.shape != p.shape:
+        raise ValueError(
+            f"size mismatch for {what}: copying a param with shape {array.shape} from checkpoint, "
+            f"the shape in current model is {p.shape}."
+        )
+    kinds = [_kind(array.dtype), _kind(p.dtype)]
+    if kinds[0] != kinds[1] and kinds != ["real", "complex"]:
+        raise TypeError(
+            f"the value for {what} has dtype {array.dtype}, but the Parameter has dtype {p.dtype}"
+        )
+    return p.placed(jnp.array(array, p.dtype, copy=not isinstance(array, jax.Array)))
+
+
+def _kind(dtype: Any) -> str:
+    if jnp.issubdtype(dtype, jnp.complexfloating):
+        return "complex"
+    if jnp.issubdtype(dtype, jnp.floating):
+        return "real"
+    return "bool" if jnp.issubdtype(dtype, jnp.bool_) else "integer"
+
+
+def all_parameters(parameters: Any) -> list[Parameter]:
+    """The Parameters of a model, of an iterable of them, or the one that is given."""
+    if not isinstance(parameters, dict | list | tuple | Parameter) and hasattr(
+        parameters, "__iter__"
+    ):
+        parameters = list(parameters)
+    return [p for p in jax.tree.leaves(parameters) if isinstance(p, Parameter)]
 
 
 class Skeleton(NamedTuple):

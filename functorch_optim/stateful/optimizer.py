@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from functorch_optim.core import checks, trees, updating
 from functorch_optim.stateful import groups, hooks
+from functorch_optim.stateful.grad_scaler import GradScaler
 from functorch_optim.stateful.hooks import (
     Hook,
     Hooks,
@@ -178,6 +179,7 @@ class Optimizer:
         has_aux: bool = False,
         accumulate: int = 1,
         clip_norm: float | None = None,
+        scaler: GradScaler | None = None,
     ) -> Callable[..., Any]:
         """A training step as ONE compiled program: forward, backward and update.
 
@@ -189,6 +191,8 @@ class Optimizer:
           accumulate: average loss and gradients over so many micro-batches, stacked along the
             first axis of every array in args; auxiliary outputs come back stacked.
           clip_norm: clip the gradients to this global norm before the update.
+          scaler: a `GradScaler`, whose `scale`, `unscale_`, `step` and `update` are then a part of
+            the step. Each call waits for the device, to know whether the step was skipped.
 
         Returns:
           `train_step(*args)`: updates the parameters and returns the loss (or `(loss, aux)`)
@@ -202,7 +206,12 @@ class Optimizer:
         program.check_accumulate(accumulate)
         if clip_norm is not None:
             checks.not_negative(clip_norm=clip_norm)
+        if scaler is not None and not isinstance(scaler, GradScaler):
+            raise TypeError(f"scaler should be a GradScaler, but is {scaler!r}")
+        if scaler is not None and not scaler.is_enabled():
+            scaler = None
         train = program.compiled_train_step(loss_fn, has_aux, accumulate, clip_norm)
+        skipped = None if scaler is None else program.was_skipped
 
         def train_step(*args: Any) -> Any:
             self._check_not_lent()
@@ -218,15 +227,23 @@ class Optimizer:
             }
             positions = tuple(where[p] for p in trained)
             fixed = tuple(values(constant))  # they may be another optimizer's
+            scaling = None if scaler is None else scaler.for_program()
 
             def arguments(plan: Any, values: Any, buffers: Any, numbers: Any) -> tuple[Any, ...]:
-                rest = fixed, numbers, args
+                rest = fixed, numbers, scaling, args
                 return plan, skeleton, positions, values, buffers, *rest
 
             inputs, structure = jax.tree.flatten((args, fixed))
+            if any(isinstance(x, Parameter) for x in inputs):  # a batch may hold some
+                args = values(args)
+                inputs, structure = jax.tree.flatten((args, fixed))
             self._opt_called = True
-            call = Call(train, arguments, inputs, (skeleton, positions, structure))
-            loss, aux = self._run(active, call, args)
+            call = Call(train, arguments, inputs, (skeleton, positions, structure), skipped)
+            result = self._run(active, call, args)
+            if scaler is not None:
+                result, found = result
+                scaler.after_program(bool(found))
+            loss, aux = result
             return (loss, aux) if has_aux else loss
 
         return train_step

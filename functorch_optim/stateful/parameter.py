@@ -1,22 +1,30 @@
-"""A parameter: a cell that holds an array and its gradient."""
+"""A parameter: a cell that holds an array and its gradient, and stands where an array can."""
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from functorch_optim.core import trees
-from functorch_optim.stateful.memory.cell import OUTSIDE, Cell, Changes
+from functorch_optim.core import checks, trees
+from functorch_optim.stateful.array_operators import ArrayOperators
+from functorch_optim.stateful.memory.cell import OUTSIDE, READ, Cell, Changes
+
+# Attributes of an array that give other arrays over its memory, which no reference count shows.
+_SHARE_MEMORY = {"addressable_data", "addressable_shards", "clone", "global_shards", "to_device"}
 
 
-class Parameter:
+class Parameter(ArrayOperators):
     """A cell with a value and a gradient, torch's `nn.Parameter` for JAX arrays.
 
-    A Parameter is equal only to itself, and is a leaf of any pytree. Convert it where an array is
-    expected: `p.data`, `jnp.asarray(p)`, `np.asarray(p)`.
+    It computes as its value does: `2 * p`, `p @ x`, `p[0]`, `p.T`, `p.sum()`, `float(p)`,
+    `jnp.asarray(p)`; results are plain arrays. `==` is the exception: a Parameter is equal only to
+    itself, so that it can be the key of a dict. It is a leaf of any pytree. A function that
+    `jax.jit` compiled takes `p.data`, or reads a Parameter that it captured: it sees the value of
+    the moment when it is traced.
 
     Args:
       data: the value. A jax array is not copied: an optimizer never overwrites an array that
@@ -25,14 +33,41 @@ class Parameter:
       name: shown in messages and by `named_parameters`.
     """
 
-    __slots__ = ("__weakref__", "_cell", "_floating", "_grad", "name", "requires_grad")
+    __slots__ = ("__weakref__", "_cell", "_floating", "_grad", "_requires_grad", "name")
 
     def __init__(self, data: Any, requires_grad: bool = True, name: str | None = None):
         self._cell = Cell(data if isinstance(data, jax.Array) else jnp.array(data))
         self._grad: Any = None
         self.name = name
         self._floating = not trees.has_no_update(self._data)
-        self.requires_grad = requires_grad and self._floating
+        self._requires_grad = requires_grad and self._floating
+
+    @property
+    def requires_grad(self) -> bool:
+        """Whether `backward` fills `.grad` and `make_step` trains it."""
+        return self._requires_grad
+
+    @requires_grad.setter
+    def requires_grad(self, value: bool) -> None:
+        checks.flag("requires_grad", value)
+        if value and not self._floating:
+            raise RuntimeError(
+                "only Tensors of floating point and complex dtype can require gradients, but "
+                f"{self._described()} has dtype {self.dtype}"
+            )
+        self._requires_grad = bool(value)
+
+    def requires_grad_(self, requires_grad: bool = True) -> Parameter:
+        """Sets `requires_grad`; returns the Parameter.
+
+        As in torch, a gradient that is there stays, and `step` uses it: take it away by
+        `zero_grad`, or by `p.grad = None`.
+
+        Raises:
+          TypeError: requires_grad is not True or False. RuntimeError: torch's, for integers.
+        """
+        self.requires_grad = requires_grad
+        return self
 
     @property
     def data(self) -> jax.Array:
@@ -125,11 +160,26 @@ class Parameter:
         """The number of dimensions."""
         return self._data.ndim
 
-    def __jax_array__(self) -> jax.Array:
+    def numel(self) -> int:
+        """The number of elements, as torch spells it."""
+        return self.size
+
+    def detach(self) -> jax.Array:
+        """The value: a plain array has no gradient."""
         return self.data
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return np.array(self.data, dtype=dtype, copy=copy)
+    def __getattr__(self, name: str) -> Any:
+        """What else an array has: `p.T`, `p.sum()`, `p.at[0].set(1)`, `p.sharding`."""
+        if not name.startswith("_"):
+            array = self._cell.read(OUTSIDE if name in _SHARE_MEMORY else READ)
+            with contextlib.suppress(AttributeError):
+                return getattr(array, name)
+        hint = ""
+        if name.endswith("_") and hasattr(jax.Array, name[:-1]):
+            hint = f"; arrays do not change: write p.data = p.data.{name[:-1]}(...)"
+        raise AttributeError(
+            f"'Parameter' object has no attribute {name!r}{hint}", name=name, obj=self
+        )
 
     def __repr__(self) -> str:
         name = f"{self.name!r}, " if self.name else ""

@@ -131,16 +131,19 @@ class GroupMemory:
                 for state, is_fresh in zip(states, fresh, strict=True)
             ]
 
-        def commit(changes: Changes, new: Sequence[Sequence[jax.Array]]) -> None:
+        def put_back(changes: Changes, new: Sequence[Sequence[jax.Array]]) -> None:
             for state, arrays in zip(states, new, strict=True):
                 changes.put(state.cells, arrays)
+
+        def commit(changes: Changes, new: Sequence[Sequence[jax.Array]]) -> None:
+            put_back(changes, new)
             known = {
                 group.number: (tuple(group.parameters), state)
                 for group, state in zip(groups, states, strict=True)
             }
             changes.update(self._states, known)
 
-        return NextStep(GroupPlan(self.factory, tuple(statics)), numbers, release, commit)
+        return NextStep(GroupPlan(self.factory, tuple(statics)), numbers, release, commit, put_back)
 
     def arrays(self, groups: Sequence[ActiveGroup]) -> list[jax.Array]:
         """The arrays of these groups' states."""

@@ -163,11 +163,14 @@ class LeafMemory:
                 for of_group in records
             ]
 
-        def commit(changes: Changes, new: Grouped) -> None:
+        def put_back(changes: Changes, new: Grouped) -> None:
             changes.put(
                 [cell for record in flat for cell in record.in_use if cell is not None],
                 [x for of_group in new for leaf in of_group for x in leaf if x is not None],
             )
+
+        def commit(changes: Changes, new: Grouped) -> None:
+            put_back(changes, new)
             changes.set(flat, "step", steps)
             if self.rule.carried.names:
                 changes.set(flat, "carried", following)
@@ -175,7 +178,7 @@ class LeafMemory:
                 known = {p: record for p, record in self.records.items() if p not in begun}
                 changes.update(self.__dict__, {"records": known | begun})
 
-        return NextStep(LeafPlan(self.rule, formats), numbers, release, commit)
+        return NextStep(LeafPlan(self.rule, formats), numbers, release, commit, put_back)
 
     def arrays(self, groups: Sequence[ActiveGroup]) -> list[jax.Array]:
         """The buffers of these groups' parameters."""

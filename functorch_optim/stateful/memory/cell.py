@@ -93,13 +93,12 @@ class Cell:
         self.array = array
         self.held = held
 
-    def read(self) -> Any:
-        """The array, for somebody who may keep it."""
-        return alone(VALUES, self._read)
+    def read(self, held: int = READ) -> Any:
+        """The array, for somebody who may keep it: as `READ`, or `OUTSIDE`."""
+        return alone(VALUES, self._read, held)
 
-    def _read(self) -> Any:
-        if self.held == NOBODY:
-            self.held = READ
+    def _read(self, held: int = READ) -> Any:
+        self.held = max(self.held, held)
         return self.array
 
     def release(self, copies: bool = False) -> Any:

@@ -58,7 +58,7 @@ class SearchPlan(NamedTuple):
             result, grads = evaluated(run)
             first = jax.tree.map(lambda a, b: jnp.where(run.started, a, b), first, result)
             vector = layout.vector(grads, "grads")
-            return algorithm.advance(run, result[0], vector, numbers, *self), first
+            return algorithm.advance(run, jnp.reshape(result[0], ()), vector, numbers, *self), first
 
         begun = algorithm.begin(buffers, layout.vector(own, "params"))
         shapes, _ = jax.eval_shape(evaluated, begun)
@@ -120,11 +120,14 @@ class LBFGSMemory:
         def release(copies: bool) -> LBFGSState:
             return state.release(copies and state is self.state)
 
-        def commit(changes: Changes, new: Sequence[jax.Array]) -> None:
+        def put_back(changes: Changes, new: Sequence[jax.Array]) -> None:
             changes.put(state.cells, new)
+
+        def commit(changes: Changes, new: Sequence[jax.Array]) -> None:
+            put_back(changes, new)
             changes.update(self.__dict__, own)
 
-        return NextStep(plan, numbers, release, commit)
+        return NextStep(plan, numbers, release, commit, put_back)
 
     def _at_hand(self, parameters: Sequence[Parameter], history_size: int) -> CellTree:
         """The state of these parameters, with a history of this size."""

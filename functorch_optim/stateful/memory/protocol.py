@@ -51,12 +51,14 @@ class NextStep(NamedTuple):
       release: `release(copies) -> buffers`, the state of the parameters that take part, for a
         program that reuses its memory; `copies` as for `Cell.release`.
       commit: `commit(changes, buffers)` adds to the changes that the memory takes the new state.
+      put_back: the same for a step that the program skipped: the state as it was, in new arrays.
     """
 
     plan: Plan
     numbers: Any
     release: Callable[[bool], Any]
     commit: Callable[[Changes, Any], None]
+    put_back: Callable[[Changes, Any], None]
 
 
 class Memory(Protocol):

@@ -11,9 +11,16 @@ import jax.numpy as jnp
 
 from functorch_optim.core.dtypes import widest
 from functorch_optim.core.pair import EmptyState
+from functorch_optim.core.trees import is_array
 from functorch_optim.stateful.backward import value_and_grads
 from functorch_optim.stateful.memory.protocol import Grouped, Plan
 from functorch_optim.stateful.model import Skeleton
+from functorch_optim.stateful.step.scaling import (
+    kept_if,
+    refuse_float16,
+    scaled,
+    unscaled,
+)
 from functorch_optim.transforms.clipping import clip_by_global_norm
 
 Position = tuple[int, int]
@@ -62,7 +69,9 @@ def compiled_train_step(
 ) -> Callable[..., Any]:
     """Forward, backward and update in one program.
 
-    It returns `(leaves of (loss, aux), their structure, values, buffers)`.
+    It returns `(leaves of the result, their structure, values, buffers)`. The result is
+    `(loss, aux)`; with a `scaling` (`GradScaler.for_program`) it is `((loss, aux), nonfinite)`,
+    and where a gradient was not finite, values and buffers are what they were.
     """
 
     @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=(3, 4))
@@ -74,14 +83,27 @@ def compiled_train_step(
         buffers: Any,
         constant: Sequence[Any],
         numbers: Any,
+        scaling: Any,
         args: Any,
     ) -> Any:
         Traces.add()
 
+        def scaled_loss(*args: Any) -> Any:
+            result = loss_fn(*args)
+            loss, aux = result if has_aux else (result, None)
+            return scaled(jnp.asarray(loss), scaling[0]) if is_array(loss) else loss, (loss, aux)
+
         def evaluate(values: Grouped) -> tuple[Any, Grouped]:
             trained = tuple(values[group][place] for group, place in positions)
-            once = functools.partial(value_and_grads, loss_fn, has_aux, skeleton, trained, constant)
+            function = (loss_fn, has_aux) if scaling is None else (scaled_loss, True)
+            once = functools.partial(value_and_grads, *function, skeleton, trained, constant)
             result, flat = once(args) if accumulate == 1 else _mean(once, trained, args, accumulate)
+            if scaling is not None:
+                _, (loss, aux) = result
+                loss = loss if accumulate == 1 else _mean_loss(loss)
+                refuse_float16(flat)
+                flat, nonfinite = unscaled(flat, scaling[1:])
+                result = (loss, aux), nonfinite
             if clip_norm is not None:
                 flat, _ = clip_by_global_norm(clip_norm).update(flat, EmptyState())
             found = dict(zip(positions, flat, strict=True))
@@ -89,10 +111,17 @@ def compiled_train_step(
             return result, grads
 
         result, *new = plan.train(evaluate, values, buffers, numbers)
+        if scaling is not None:
+            new = kept_if(result[1], [values, buffers], new)
         leaves, structure = jax.tree.flatten(result)
         return leaves, Structure((structure,)), *new
 
     return train_step
+
+
+def was_skipped(leaves: Sequence[jax.Array]) -> bool:
+    """Whether a training step with a scaling left everything as it was. Waits for the device."""
+    return bool(leaves[-1])
 
 
 def _mean(
@@ -113,7 +142,11 @@ def _mean(
     start = [jnp.zeros_like(wide(x)) for x in trained]
     total, (losses, aux) = jax.lax.scan(micro, start, args)
     means = tuple((t / count).astype(x.dtype) for t, x in zip(total, trained, strict=True))
-    return (jnp.mean(wide(losses), axis=0).astype(losses.dtype), aux), means
+    return (_mean_loss(losses), aux), means
+
+
+def _mean_loss(losses: Any) -> jax.Array:
+    return jnp.mean(losses.astype(widest(losses.dtype)), axis=0).astype(losses.dtype)
 
 
 def check_accumulate(accumulate: Any) -> None:

@@ -34,12 +34,15 @@ class Call(NamedTuple):
       arguments: `arguments(plan, values, buffers, numbers)`, all that it takes, in order.
       inputs: arrays from outside: gradients, or a batch.
       selects: what else selects the program.
+      skipped: `skipped(leaves of the result)`, whether the program left values and buffers as they
+        were, so that the step does not count. It waits for the device.
     """
 
     program: Callable[..., Any]
     arguments: Callable[[Any, Any, Any, Any], Sequence[Any]]
     inputs: Sequence[Any]
     selects: Any
+    skipped: Callable[[Any], bool] | None = None
 
 
 class Outcome(NamedTuple):
@@ -102,13 +105,14 @@ def _made(
     traced = Traces.count
 
     def keep() -> None:
-        _, _, new_values, new_buffers = done[0]
+        leaves, _, new_values, new_buffers = done[0]
+        skipped = call.skipped is not None and call.skipped(leaves)
         known = kind
         if copies and not _alike((values, buffers), (new_values, new_buffers)):
             known = None  # JAX will see the next call as one of another kind
         changes = Changes()
         changes.put(cells, [x for of_group in new_values for x in of_group])
-        step.commit(changes, new_buffers)
+        (step.put_back if skipped else step.commit)(changes, new_buffers)
         after(changes, Outcome(buffers, Traces.count - traced, known))
         changes.make()
 
