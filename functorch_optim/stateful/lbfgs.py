@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, overload
 
 import jax
 import jax.numpy as jnp
@@ -146,6 +146,33 @@ class LBFGS(Optimizer):
                 changes.make()
             raise
 
+    @overload
+    def make_step(
+        self,
+        loss_fn: Callable[..., Any],
+        model: Any,
+        has_aux: Literal[False] = False,
+        accumulate: int = 1,
+        clip_norm: float | None = None,
+    ) -> Callable[..., jax.Array]: ...
+    @overload
+    def make_step(
+        self,
+        loss_fn: Callable[..., Any],
+        model: Any,
+        has_aux: Literal[True],
+        accumulate: int = 1,
+        clip_norm: float | None = None,
+    ) -> Callable[..., tuple[jax.Array, Any]]: ...
+    @overload
+    def make_step(
+        self,
+        loss_fn: Callable[..., Any],
+        model: Any,
+        has_aux: bool,
+        accumulate: int = 1,
+        clip_norm: float | None = None,
+    ) -> Callable[..., Any]: ...
     def make_step(
         self,
         loss_fn: Callable[..., Any],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +11,15 @@ import numpy as np
 from functorch_optim.core import trees
 from functorch_optim.stateful.memory.cell import OUTSIDE, VALUES, Cell
 
+if TYPE_CHECKING:
+    # It may stand where an array is expected. Its `__jax_array__` says so to jax, and nothing but
+    # this to a type checker: jax has no type for what has that method.
+    AnArray = Any
+else:
+    AnArray = object
 
-class Parameter:
+
+class Parameter(AnArray):
     """A cell with a value and a gradient, torch's `nn.Parameter` for JAX arrays.
 
     A Parameter is equal only to itself, and is a leaf of any pytree. Convert it where an array is
