@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 import jax
 
@@ -20,6 +20,24 @@ Number = float | jax.Array
 Hyperparameter = float | jax.Array | Schedule
 
 
+if TYPE_CHECKING:
+    # What asks for a pair of optax's takes one of ours (see `__class__` below). A type checker is
+    # told so by a base class that may be any.
+    OfOptax = Any
+else:
+    OfOptax = object
+
+
+class Pair(Protocol):
+    """What a parameter takes: a pair of this library or of any other with optax's protocol."""
+
+    @property
+    def init(self) -> Callable[[Any], Any]: ...  # noqa: D102  # as GradientTransformation says
+
+    @property
+    def update(self) -> Callable[..., Any]: ...  # noqa: D102
+
+
 class _Fields(NamedTuple):
     """What a pair consists of. Apart, since a NamedTuple's own body cannot say `__class__`."""
 
@@ -27,7 +45,7 @@ class _Fields(NamedTuple):
     update: Callable[..., tuple[Updates, State]]
 
 
-class GradientTransformation(_Fields):
+class GradientTransformation(_Fields, OfOptax):  # type: ignore[misc]  # Any, on purpose
     """A pure `(init, update)` pair, in optax's protocol.
 
     Attributes:

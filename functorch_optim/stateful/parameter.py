@@ -19,7 +19,7 @@ else:
     AnArray = object
 
 
-class Parameter(AnArray):
+class Parameter(AnArray):  # type: ignore[misc]  # Any, on purpose
     """A cell with a value and a gradient, torch's `nn.Parameter` for JAX arrays.
 
     A Parameter is equal only to itself, and is a leaf of any pytree. Convert it where an array is

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
+from functorch_optim.core.pair import Pair
 from functorch_optim.rules.docstrings import completed_class, of_class
 from functorch_optim.rules.pair import Factory
 from functorch_optim.stateful.groups import required
@@ -111,7 +112,7 @@ class TransformationOptimizer(Optimizer):
 
 
 def from_transformation(
-    factory: Callable[..., Any],
+    factory: Callable[..., Pair],
     name: str | None = None,
     static_args: Collection[str] = (),
 ) -> type[TransformationOptimizer]:
