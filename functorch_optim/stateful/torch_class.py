@@ -47,7 +47,7 @@ def torch_class(
     checked, as in torch.
 
     Raises:
-      TypeError: the class has an argument, or a default, that the factory has not.
+      TypeError: the class and the factory have different arguments, or different defaults.
     """
 
     def decorate(cls: type[Class]) -> type[Class]:
@@ -64,14 +64,15 @@ def torch_class(
 
 
 def _check_defaults(name: str, factory: Factory[Any], signature: inspect.Signature) -> None:
-    known = {**FLAGS, **factory.defaults}
-    _, _, *given = signature.parameters.values()
-    for argument in given:
-        if argument.name not in known or argument.default != known[argument.name]:
-            raise TypeError(
-                f"{name}: the argument `{argument}` is none of {factory.__name__}, or has another "
-                f"default there; its defaults and those of the flags are {known}"
-            )
+    _, _, *arguments = signature.parameters.values()
+    given = {argument.name: argument.default for argument in arguments}
+    chosen = {key: value for key, value in factory.defaults.items() if key not in factory.fixed}
+    flags = {key: value for key, value in FLAGS.items() if key in given}
+    if given != {**chosen, **flags}:
+        raise TypeError(
+            f"{name}: its arguments and their defaults should be those of {factory.__name__} and "
+            f"some of torch's flags, {chosen} and {FLAGS}, but they are {given}"
+        )
 
 
 def _constructor(
