@@ -22,20 +22,26 @@ Hyperparameter = float | jax.Array | Schedule
 
 if TYPE_CHECKING:
     # What asks for a pair of optax's takes one of ours (see `__class__` below). A type checker is
-    # told so by a base class that may be any.
-    OfOptax = Any
+    # told so by a base class, which to one that does not find optax may be anything.
+    from optax import GradientTransformationExtraArgs as OfOptax
 else:
     OfOptax = object
 
 
 class Pair(Protocol):
-    """What a parameter takes: a pair of this library or of any other with optax's protocol."""
+    """What a parameter takes: a pair of this library or of any other with optax's protocol.
+
+    Of its functions no more is asked than that they are there: type checkers do not agree on
+    whether a function that is a field of a tuple takes `self`.
+    """
 
     @property
-    def init(self) -> Callable[[Any], Any]: ...  # noqa: D102  # as GradientTransformation says
+    def init(self) -> Any:
+        """`init(params) -> state`."""
 
     @property
-    def update(self) -> Callable[..., Any]: ...  # noqa: D102
+    def update(self) -> Any:
+        """`update(grads, state, params=None, **extra) -> (updates, state)`."""
 
 
 class _Fields(NamedTuple):

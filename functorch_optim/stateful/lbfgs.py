@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from functorch_optim.algorithms import lbfgs as algorithm
 from functorch_optim.algorithms.lbfgs import FlatVector, LBFGSState, Run, SearchNumbers
 from functorch_optim.core import trees
+from functorch_optim.core.pair import Hyperparameter
 from functorch_optim.stateful.memory.cell import OUTSIDE, VALUES, Changes
 from functorch_optim.stateful.memory.of_lbfgs import DEFAULTS, LBFGSMemory, SearchPlan
 from functorch_optim.stateful.optimizer import Optimizer
@@ -52,16 +53,16 @@ class LBFGS(Optimizer):
     def __init__(
         self,
         params: Any,
-        lr: Any = 1,
+        lr: Hyperparameter = 1,
         max_iter: int = 20,
         max_eval: int | None = None,
-        tolerance_grad: Any = 1e-7,
-        tolerance_change: Any = 1e-9,
+        tolerance_grad: Hyperparameter = 1e-7,
+        tolerance_change: Hyperparameter = 1e-9,
         history_size: int = 100,
         line_search_fn: str | None = None,
         *,
         stop_on_nan: bool = True,
-    ):
+    ) -> None:
         chosen = (
             lr,
             max_iter,

@@ -70,6 +70,7 @@ fo.nothing  # type: ignore
 
 tx = fo.adam(lr=1e-3, betas=(0.9, 0.99))
 assert_type(tx, fo.GradientTransformation)
+tx.updates  # pyright: ignore
 fo.adam(learning_rate=1)  # type: ignore
 fo.adam(lr="fast")  # type: ignore
 fo.chain(fo.adam)  # type: ignore
