@@ -51,7 +51,7 @@ class _Fields(NamedTuple):
     update: Callable[..., tuple[Updates, State]]
 
 
-class GradientTransformation(_Fields, OfOptax):  # type: ignore[misc]  # Any, on purpose
+class GradientTransformation(_Fields, OfOptax):  # type: ignore[misc]  # Any: optax has no types
     """A pure `(init, update)` pair, in optax's protocol.
 
     Attributes:
