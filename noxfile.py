@@ -22,8 +22,9 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """The types, by mypy."""
+    """The types of the library, by mypy; those of the pages and examples, by mypy and pyright."""
     session.run("mypy")
+    session.run("python", "-m", "pytest", "-n", "0", "-m", "slow", "tests/docs/test_types.py")
 
 
 @nox.session

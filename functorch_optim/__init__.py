@@ -1,5 +1,6 @@
 """torch.optim for JAX: pure pairs over pytrees, schedules as functions, a stateful layer."""
 
+import typing as _typing
 from types import ModuleType as _Module
 
 from .algorithms.adabelief import AdaBeliefState as AdaBeliefState, adabelief as adabelief
@@ -129,3 +130,18 @@ globals()["__all__"] = sorted(
     for name, value in globals().items()
     if not name.startswith("_") and not isinstance(value, _Module)
 )
+
+if _typing.TYPE_CHECKING:
+    __version__: str
+else:
+
+    def __getattr__(name: str) -> str:
+        """`__version__`: that of the installed package, read when somebody asks for it."""
+        if name != "__version__":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib import metadata
+
+        try:
+            return metadata.version(__name__)
+        except metadata.PackageNotFoundError:
+            return "0+unknown"  # a checkout that nobody installed

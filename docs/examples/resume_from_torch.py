@@ -98,7 +98,7 @@ TRANSFORMS = [
 
 
 def load_data(dtype: str) -> tuple[Data, Data]:
-    digits = load_digits()
+    digits: Any = load_digits()  # scikit-learn has no types
     images = (digits.images / 16.0).astype(dtype)
     labels = digits.target.astype(np.int32)
     order = np.random.default_rng(0).permutation(len(images))
@@ -147,7 +147,8 @@ def train_flax(
     net: FlaxNet, model: Any, opt: Any, scheduler: Any, data: Data, seed: int, epochs: range
 ) -> list[float]:
     def loss_fn(params: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
-        log_probabilities = jax.nn.log_softmax(net.apply({"params": params}, images[..., None]))
+        logits: Any = net.apply({"params": params}, images[..., None])
+        log_probabilities = jax.nn.log_softmax(logits)
         return -jnp.mean(jnp.take_along_axis(log_probabilities, labels[:, None], axis=1))
 
     train_step = opt.make_step(loss_fn, model)
@@ -226,8 +227,8 @@ def main() -> None:
     losses += train_torch(net, opt, scheduler, train, seed, second)
 
     flax_net = FlaxNet(dtype)
-    model, *rest = moved(checkpoint, flax_net, arguments.optimizer, epochs)
-    ours = train_flax(flax_net, model, *rest, train, seed, second)
+    model, opt, scheduler = moved(checkpoint, flax_net, arguments.optimizer, epochs)
+    ours = train_flax(flax_net, model, opt, scheduler, train, seed, second)
     returned = TorchNet().to(getattr(torch, dtype))
     returned.load_state_dict(weights_to_torch(model, NAMES, TRANSFORMS))
 

@@ -17,6 +17,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # the backend comes first
+from matplotlib.lines import Line2D
 
 import functorch_optim as fo
 
@@ -158,8 +159,8 @@ def draw(steps: int, path: Path) -> None:
         "functorch_optim: schedules", x=0.045, ha="left", fontsize=17, fontweight="bold", color=INK
     )
     key = [
-        plt.Line2D([], [], color=BLUE, linewidth=1.8, label="learning rate"),
-        plt.Line2D([], [], color=ORANGE, linewidth=1.8, label="momentum; in the last, the metric"),
+        Line2D([], [], color=BLUE, linewidth=1.8, label="learning rate"),
+        Line2D([], [], color=ORANGE, linewidth=1.8, label="momentum; in the last, the metric"),
     ]
     figure.legend(
         handles=key, loc="upper right", bbox_to_anchor=(0.985, 0.996), ncols=2, frameon=False

@@ -93,7 +93,7 @@ def measured(model: Tree, images: jax.Array, labels: jax.Array) -> tuple[jax.Arr
 
 
 def load() -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    digits = load_digits()
+    digits: Any = load_digits()  # scikit-learn has no types
     images = (digits.data / 16.0).astype(np.float32)
     labels = digits.target.astype(np.int32)
     order = np.random.default_rng(0).permutation(len(images))

@@ -12,6 +12,7 @@ import argparse
 import functools
 import pickle
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,7 @@ def accuracy(params: dict[str, Any], images: jax.Array, labels: jax.Array) -> ja
 
 
 def load() -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    digits = load_digits()
+    digits: Any = load_digits()  # scikit-learn has no types
     images = (digits.images[..., None] / 16.0).astype(np.float32)
     labels = digits.target.astype(np.int32)
     order = np.random.default_rng(0).permutation(len(images))
@@ -244,7 +245,7 @@ def main() -> None:
 
     train, test = load()
     params = init_params(jax.random.key(seed))
-    ways = {
+    ways: dict[str, Callable[..., Any]] = {
         "(a) pure pair, scan": train_pure,
         "(b) stateful SGD": functools.partial(train_stateful, checkpoint=out / "halfway.pkl"),
         "(c) make_step, AdamW": train_compiled,

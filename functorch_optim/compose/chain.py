@@ -7,11 +7,11 @@ from typing import Any
 
 from functorch_optim.core.abstract import abstract_aware
 from functorch_optim.core.equal_pairs import value_equal
-from functorch_optim.core.pair import GradientTransformation, Params, State, Updates, member
+from functorch_optim.core.pair import GradientTransformation, Pair, Params, State, Updates, member
 
 
 @value_equal
-def chain(*transforms: GradientTransformation) -> GradientTransformation:
+def chain(*transforms: Pair) -> GradientTransformation:
     """Applies transforms one after the other, each to the updates of the one before.
 
     Args:
@@ -59,11 +59,11 @@ class NamedChain(GradientTransformation):
       parts: the members by name, in the order in which they are applied.
     """
 
-    parts: Mapping[str, GradientTransformation]
+    parts: Mapping[str, Pair]
 
 
 @value_equal
-def named_chain(*transforms: tuple[str, GradientTransformation]) -> NamedChain:
+def named_chain(*transforms: tuple[str, Pair]) -> NamedChain:
     """`chain` with names: `named_chain(("clip", clip_by_global_norm(1.0)), ("adam", adam()))`.
 
     Args:

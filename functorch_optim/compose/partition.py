@@ -15,6 +15,7 @@ from functorch_optim.core.abstract import abstract_aware, is_placeholder
 from functorch_optim.core.equal_pairs import value_equal
 from functorch_optim.core.pair import (
     GradientTransformation,
+    Pair,
     Params,
     State,
     Updates,
@@ -23,9 +24,7 @@ from functorch_optim.core.pair import (
 )
 
 
-def partition(
-    transforms: Mapping[Any, GradientTransformation], labels: PerLeaf
-) -> GradientTransformation:
+def partition(transforms: Mapping[Any, Pair], labels: PerLeaf) -> GradientTransformation:
     """One transform for the leaves with one label, another for those with another.
 
     Args:
@@ -98,9 +97,7 @@ def partition(
 
 
 @value_equal
-def masked(
-    tx: GradientTransformation, mask: PerLeaf, pass_through: bool = False
-) -> GradientTransformation:
+def masked(tx: Pair, mask: PerLeaf, pass_through: bool = False) -> GradientTransformation:
     """A transform for some of the leaves.
 
     The state is that of `tx` itself, `state.exp_avg` of `masked(adam(), ...)`, with `None` in the

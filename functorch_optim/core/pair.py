@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 import jax
 
@@ -20,6 +20,30 @@ Number = float | jax.Array
 Hyperparameter = float | jax.Array | Schedule
 
 
+if TYPE_CHECKING:
+    # What asks for a pair of optax's takes one of ours (see `__class__` below). A type checker is
+    # told so by a base class, which to one that does not find optax may be anything.
+    from optax import GradientTransformationExtraArgs as OfOptax
+else:
+    OfOptax = object
+
+
+class Pair(Protocol):
+    """What a parameter takes: a pair of this library or of any other with optax's protocol.
+
+    Of its functions no more is asked than that they are there: type checkers do not agree on
+    whether a function that is a field of a tuple takes `self`.
+    """
+
+    @property
+    def init(self) -> Any:
+        """`init(params) -> state`."""
+
+    @property
+    def update(self) -> Any:
+        """`update(grads, state, params=None, **extra) -> (updates, state)`."""
+
+
 class _Fields(NamedTuple):
     """What a pair consists of. Apart, since a NamedTuple's own body cannot say `__class__`."""
 
@@ -27,7 +51,7 @@ class _Fields(NamedTuple):
     update: Callable[..., tuple[Updates, State]]
 
 
-class GradientTransformation(_Fields):
+class GradientTransformation(_Fields, OfOptax):  # type: ignore[misc]  # Any: optax has no types
     """A pure `(init, update)` pair, in optax's protocol.
 
     Attributes:

@@ -29,6 +29,9 @@ COMMON = {
     "maximize": "ascend instead of descend.",
 }
 
+# Of a stateful class.
+_RAISES = "  ValueError, TypeError, RuntimeError: as the factory, and as `Optimizer`."
+
 
 def completed(
     function: Callable[..., Any], state_name: str, needs_params: bool = False
@@ -73,24 +76,25 @@ def with_math(function: F) -> F:
     return function
 
 
-def of_class(title: str, factory: Callable[..., Any], before: str, behind: str = "") -> str:
+def completed_class(docstring: str | None, factory: Callable[..., Any]) -> str | None:
+    """A stateful class's own docstring, with the math of the factory of its pairs, and `Raises`."""
+    if docstring is None:  # python -OO
+        return None
+    text, sections = _sections(docstring)
+    return _joined(_with_math(text, factory), {**sections, "Raises": _RAISES})
+
+
+def of_class(title: str, factory: Callable[..., Any], params: str) -> str:
     """The docstring of a stateful class, from that of the factory of its pairs.
 
     Args:
       title: the first line.
       factory: its docstring speaks of a pair. What it says of what it returns is left out.
-      before: the description of the arguments that stand before the factory's.
-      behind: that of those which stand behind them.
+      params: the description of the argument that stands before the factory's.
     """
     text, sections = _sections(factory.__doc__ or "")
-    described = [line for line in (before, sections.get("Args", ""), behind) if line]
-    return _joined(
-        f"{title}\n\n{text}".strip(),
-        {
-            "Args": "\n".join(described),
-            "Raises": "  ValueError, TypeError, RuntimeError: as the factory, and as `Optimizer`.",
-        },
-    )
+    described = [line for line in (params, sections.get("Args", "")) if line]
+    return _joined(f"{title}\n\n{text}".strip(), {"Args": "\n".join(described), "Raises": _RAISES})
 
 
 def _sections(docstring: str) -> tuple[str, dict[str, str]]:

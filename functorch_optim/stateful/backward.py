@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal, overload
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,18 @@ from functorch_optim.stateful.model import Skeleton, arrays, split
 from functorch_optim.stateful.program_cache import ProgramCache
 
 
+@overload
+def backward(
+    loss_fn: Callable[..., Any], model: Any, *args: Any, has_aux: Literal[False] = False
+) -> jax.Array: ...
+@overload
+def backward(
+    loss_fn: Callable[..., Any], model: Any, *args: Any, has_aux: Literal[True]
+) -> tuple[jax.Array, Any]: ...
+@overload
+def backward(
+    loss_fn: Callable[..., Any], model: Any, *args: Any, has_aux: bool
+) -> jax.Array | tuple[jax.Array, Any]: ...
 def backward(
     loss_fn: Callable[..., Any], model: Any, *args: Any, has_aux: bool = False
 ) -> jax.Array | tuple[jax.Array, Any]:

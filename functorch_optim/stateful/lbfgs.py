@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, overload
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from functorch_optim.algorithms import lbfgs as algorithm
 from functorch_optim.algorithms.lbfgs import FlatVector, LBFGSState, Run, SearchNumbers
 from functorch_optim.core import trees
+from functorch_optim.core.pair import Hyperparameter
 from functorch_optim.stateful.grad_scaler import GradScaler
 from functorch_optim.stateful.memory.cell import OUTSIDE, VALUES, Changes, alone
 from functorch_optim.stateful.memory.of_lbfgs import DEFAULTS, LBFGSMemory, SearchPlan
@@ -53,16 +54,16 @@ class LBFGS(Optimizer):
     def __init__(
         self,
         params: Any,
-        lr: Any = 1,
+        lr: Hyperparameter = 1,
         max_iter: int = 20,
         max_eval: int | None = None,
-        tolerance_grad: Any = 1e-7,
-        tolerance_change: Any = 1e-9,
+        tolerance_grad: Hyperparameter = 1e-7,
+        tolerance_change: Hyperparameter = 1e-9,
         history_size: int = 100,
         line_search_fn: str | None = None,
         *,
         stop_on_nan: bool = True,
-    ):
+    ) -> None:
         chosen = (
             lr,
             max_iter,
@@ -145,6 +146,36 @@ class LBFGS(Optimizer):
                 changes.make()
             raise
 
+    @overload
+    def make_step(
+        self,
+        loss_fn: Callable[..., Any],
+        model: Any,
+        has_aux: Literal[False] = False,
+        accumulate: int = 1,
+        clip_norm: float | None = None,
+        scaler: GradScaler | None = None,
+    ) -> Callable[..., jax.Array]: ...
+    @overload
+    def make_step(
+        self,
+        loss_fn: Callable[..., Any],
+        model: Any,
+        has_aux: Literal[True],
+        accumulate: int = 1,
+        clip_norm: float | None = None,
+        scaler: GradScaler | None = None,
+    ) -> Callable[..., tuple[jax.Array, Any]]: ...
+    @overload
+    def make_step(
+        self,
+        loss_fn: Callable[..., Any],
+        model: Any,
+        has_aux: bool,
+        accumulate: int = 1,
+        clip_norm: float | None = None,
+        scaler: GradScaler | None = None,
+    ) -> Callable[..., Any]: ...
     def make_step(
         self,
         loss_fn: Callable[..., Any],

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, overload
 
 import jax
 import jax.numpy as jnp
 
 from functorch_optim.core import checks, trees, updating
+from functorch_optim.core.pair import GradientTransformation
 from functorch_optim.stateful import groups, hooks
 from functorch_optim.stateful.grad_scaler import GradScaler
 from functorch_optim.stateful.hooks import (
@@ -172,6 +173,36 @@ class Optimizer:
             self._run(active, Call(program.compiled_update, arguments, inputs, None), ordered)
         return result
 
+    @overload
+    def make_step(
+        self,
+        loss_fn: Callable[..., Any],
+        model: Any,
+        has_aux: Literal[False] = False,
+        accumulate: int = 1,
+        clip_norm: float | None = None,
+        scaler: GradScaler | None = None,
+    ) -> Callable[..., jax.Array]: ...
+    @overload
+    def make_step(
+        self,
+        loss_fn: Callable[..., Any],
+        model: Any,
+        has_aux: Literal[True],
+        accumulate: int = 1,
+        clip_norm: float | None = None,
+        scaler: GradScaler | None = None,
+    ) -> Callable[..., tuple[jax.Array, Any]]: ...
+    @overload
+    def make_step(
+        self,
+        loss_fn: Callable[..., Any],
+        model: Any,
+        has_aux: bool,
+        accumulate: int = 1,
+        clip_norm: float | None = None,
+        scaler: GradScaler | None = None,
+    ) -> Callable[..., Any]: ...
     def make_step(
         self,
         loss_fn: Callable[..., Any],
@@ -324,7 +355,7 @@ class Optimizer:
         finally:
             back.make()  # once more: an interrupt may have come just before the first
 
-    def to_functional(self) -> tuple[Any, Any, Any]:
+    def to_functional(self) -> tuple[GradientTransformation, Any, Any]:
         """The optimizer as `(pair, params, state)`, for a loop inside `jit` or `lax.scan`.
 
         Hyperparameters are those of now; Parameters that require no gradient are left as they are.

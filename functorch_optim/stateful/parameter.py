@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +16,15 @@ from functorch_optim.stateful.memory.cell import OUTSIDE, READ, Cell, Changes
 # Attributes of an array that give other arrays over its memory, which no reference count shows.
 _SHARE_MEMORY = {"addressable_data", "addressable_shards", "clone", "global_shards", "to_device"}
 
+if TYPE_CHECKING:
+    # It may stand where an array is expected. Its `__jax_array__` says so to jax, and nothing but
+    # this to a type checker: jax has no type for what has that method.
+    AnArray = Any
+else:
+    AnArray = object
 
-class Parameter(ArrayOperators):
+
+class Parameter(ArrayOperators, AnArray):  # type: ignore[misc]  # Any, on purpose
     """A cell with a value and a gradient, torch's `nn.Parameter` for JAX arrays.
 
     It computes as its value does: `2 * p`, `p @ x`, `p[0]`, `p.T`, `p.sum()`, `float(p)`,

@@ -5,15 +5,17 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
-from collections.abc import Callable, Collection, Mapping
-from typing import Any, cast
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, TypeVar, cast
 
-from functorch_optim.core.pair import GradientTransformation
-from functorch_optim.rules.docstrings import of_class
+from functorch_optim.core.pair import Pair
+from functorch_optim.rules.docstrings import completed_class, of_class
 from functorch_optim.rules.pair import Factory
 from functorch_optim.stateful.groups import required
 from functorch_optim.stateful.memory.by_group import GroupMemory
 from functorch_optim.stateful.optimizer import Optimizer
+
+Class = TypeVar("Class", bound=Optimizer)
 
 # torch's execution flags. They are kept in `param_groups` so that checkpoints travel; XLA always
 # fuses and every pair is differentiable, so they select nothing.
@@ -30,27 +32,57 @@ _PARAMS = """\
 
 
 def torch_class(
-    name: str,
-    factory: Factory[Any],
-    arguments: str,
-    keys: str | None = None,
-    called: str = "torch.optim.{}",
-) -> type[Optimizer]:
-    """The torch.optim class of an algorithm.
+    factory: Factory[Any], keys: str | None = None
+) -> Callable[[type[Class]], type[Class]]:
+    """Makes the torch.optim class of an algorithm from a class that says what its arguments are.
+
+    The decorated class has torch's signature in an `__init__` without a body, which is made here,
+    and a docstring that describes every argument: editors show both. `help()` shows the math too.
 
     Args:
-      name: the class.
-      factory: the algorithm.
-      arguments: the constructor's arguments after `params`, in order, `*` where they become
-        keyword-only. Those that the factory lacks are torch's execution flags.
+      factory: the algorithm. Arguments that it lacks are torch's execution flags.
       keys: the order of the hyperparameters in `param_groups`; that of the arguments if not given.
-      called: what its docstring calls it.
 
     The class checks its arguments as the factory does; per-group values and later changes are not
     checked, as in torch.
+
+    Raises:
+      TypeError: the class and the factory have different arguments, or different defaults.
     """
-    signature = _constructor_signature(factory, arguments)
-    ordered = [key for key in (keys or arguments).split() if key != "*"]
+
+    def decorate(cls: type[Class]) -> type[Class]:
+        signature = inspect.signature(cls.__init__)
+        _check_defaults(cls.__name__, factory, signature)
+        made = _constructor(cls.__name__, factory, signature, keys.split() if keys else None)
+        cls.__init__ = made  # type: ignore[method-assign]  # the body that it lacks
+        cls._factory = staticmethod(factory)
+        cls.__doc__ = completed_class(cls.__doc__, factory)
+        cls.__module__ = "functorch_optim.stateful"
+        return cls
+
+    return decorate
+
+
+def _check_defaults(name: str, factory: Factory[Any], signature: inspect.Signature) -> None:
+    _, _, *arguments = signature.parameters.values()
+    given = {argument.name: argument.default for argument in arguments}
+    chosen = {key: value for key, value in factory.defaults.items() if key not in factory.fixed}
+    flags = {key: value for key, value in FLAGS.items() if key in given}
+    if given != {**chosen, **flags}:
+        raise TypeError(
+            f"{name}: its arguments and their defaults should be those of {factory.__name__} and "
+            f"some of torch's flags, {chosen} and {FLAGS}, but they are {given}"
+        )
+
+
+def _constructor(
+    name: str,
+    factory: Factory[Any],
+    signature: inspect.Signature,
+    keys: Sequence[str] | None = None,
+) -> Callable[..., None]:
+    _, _, *hyperparameters = signature.parameters
+    ordered = hyperparameters if keys is None else keys
 
     def __init__(self: Optimizer, params: Any, *args: Any, **kwargs: Any) -> None:
         try:
@@ -71,23 +103,20 @@ def torch_class(
 
     __init__.__qualname__ = f"{name}.__init__"
     __init__.__signature__ = signature  # type: ignore[attr-defined]  # what help() shows
-    return type(
-        name,
-        (Optimizer,),
-        {
-            "__init__": __init__,
-            "__doc__": _documentation(called.format(name), factory, signature),
-            "__module__": "functorch_optim.stateful",
-            "_factory": staticmethod(factory),
-        },
-    )
+    return __init__
+
+
+class TransformationOptimizer(Optimizer):
+    """What `from_transformation` makes: behind `params` stand the arguments of the factory."""
+
+    def __init__(self, params: Any, *args: Any, **kwargs: Any): ...
 
 
 def from_transformation(
-    factory: Callable[..., GradientTransformation],
+    factory: Callable[..., Pair],
     name: str | None = None,
     static_args: Collection[str] = (),
-) -> type[Optimizer]:
+) -> type[TransformationOptimizer]:
     """A torch-style class from any factory of pairs: this library's, optax's, or your own.
 
     `Lamb = optim.from_transformation(optax.lamb)` gives `Lamb(params, learning_rate=1e-3)`, with
@@ -109,27 +138,29 @@ def from_transformation(
     rule = getattr(factory, "rule", None)
     # What depends on the whole tree belongs to a group, not to a parameter.
     if rule is not None and rule.whole_tree is None and not static_args:
-        rule_factory = cast(Factory[Any], factory)
-        made = torch_class(called, rule_factory, _listed(signature), called="{}")
+        members = _of_rule(called, cast(Factory[Any], factory), signature)
     else:
-        made = _pair_class(called, factory, signature, static_args)
-    made.__module__ = sys._getframe(1).f_globals.get("__name__", __name__)
-    return made
+        members = _of_pair(called, factory, signature, static_args)
+    members["__doc__"] = _documentation(called, factory)
+    members["__module__"] = sys._getframe(1).f_globals.get("__name__", __name__)
+    return type(called, (TransformationOptimizer,), members)
 
 
-def _listed(signature: inspect.Signature) -> str:
-    """A signature in the words of `torch_class`."""
-    positional = [n for n, p in signature.parameters.items() if p.kind is not p.KEYWORD_ONLY]
-    keyword = [n for n, p in signature.parameters.items() if p.kind is p.KEYWORD_ONLY]
-    return " ".join([*positional, *(["*", *keyword] if keyword else [])])
+def _of_rule(name: str, factory: Factory[Any], signature: inspect.Signature) -> dict[str, Any]:
+    """The members of a class that keeps its state for each parameter."""
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    own = [inspect.Parameter("self", kind), inspect.Parameter("params", kind)]
+    whole = inspect.Signature([*own, *signature.parameters.values()])
+    return {"__init__": _constructor(name, factory, whole), "_factory": staticmethod(factory)}
 
 
-def _pair_class(
+def _of_pair(
     name: str,
-    factory: Callable[..., GradientTransformation],
+    factory: Callable[..., Any],
     signature: inspect.Signature,
     static_args: Collection[str],
-) -> type[Optimizer]:
+) -> dict[str, Any]:
+    """The members of a class that keeps its state for each group."""
     arguments = {
         n: required if p.default is p.empty else p.default for n, p in signature.parameters.items()
     }
@@ -147,38 +178,15 @@ def _pair_class(
         return GroupMemory(factory, arguments, static_args)
 
     __init__.__qualname__ = f"{name}.__init__"
-    doc = _documentation(name, factory, signature)
-    return type(
-        name, (Optimizer,), {"__init__": __init__, "__doc__": doc, "_new_memory": _new_memory}
-    )
+    return {"__init__": __init__, "_new_memory": _new_memory}
 
 
-def _constructor_signature(factory: Factory[Any], arguments: str) -> inspect.Signature:
-    defaults = {n: p.default for n, p in inspect.signature(factory).parameters.items()}
-    kind: Any = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    parameters = [inspect.Parameter("self", kind), inspect.Parameter("params", kind)]
-    for argument in arguments.split():
-        if argument == "*":
-            kind = inspect.Parameter.KEYWORD_ONLY
-            continue
-        default = defaults[argument] if argument in defaults else FLAGS[argument]
-        parameters.append(inspect.Parameter(argument, kind, default=default))
-    return inspect.Signature(parameters)
-
-
-def _documentation(
-    title: str, factory: Callable[..., Any], signature: inspect.Signature
-) -> str | None:
+def _documentation(title: str, factory: Callable[..., Any]) -> str | None:
     if __doc__ is None:  # python -OO
         return None
     while isinstance(factory, functools.partial):
         factory = factory.func  # a partial's own docstring is about partials
-    flags = [flag for flag in FLAGS if flag in signature.parameters]
-    kept = f"""\
-  {", ".join(flags)}: kept in `param_groups` so that checkpoints travel;
-    they select nothing, since XLA always fuses."""
-    of = f"{title}: the stateful face of `{_public_name(factory)}`."
-    return of_class(of, factory, _PARAMS, kept if flags else "")
+    return of_class(f"{title}: the stateful face of `{_public_name(factory)}`.", factory, _PARAMS)
 
 
 def _public_name(factory: Callable[..., Any]) -> str:

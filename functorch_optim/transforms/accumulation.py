@@ -20,6 +20,7 @@ from functorch_optim.core.dtypes import from_real, real_dtype, to_real, widest
 from functorch_optim.core.equal_pairs import value_equal
 from functorch_optim.core.pair import (
     GradientTransformation,
+    Pair,
     Params,
     PerParam,
     Scalar,
@@ -45,7 +46,7 @@ class AccumulateState(NamedTuple):
 
 @value_equal
 def accumulate(
-    tx: GradientTransformation,
+    tx: Pair,
     every_k: int | jax.Array | Callable[[Any], Any],
     average: bool = True,
     state_dtype: Any = None,

@@ -17,11 +17,11 @@ from functorch_optim.core import checks, trees
 from functorch_optim.core.abstract import abstract_aware
 from functorch_optim.core.dtypes import from_real, real_dtype, to_real, widest
 from functorch_optim.core.equal_pairs import value_equal
-from functorch_optim.core.pair import GradientTransformation, Params, State, Updates, member
+from functorch_optim.core.pair import GradientTransformation, Pair, Params, State, Updates, member
 
 
 @value_equal
-def cautious(tx: GradientTransformation, maximize: bool = False) -> GradientTransformation:
+def cautious(tx: Pair, maximize: bool = False) -> GradientTransformation:
     """Keeps the elements of an optimizer's step that go downhill, and makes them larger.
 
     An element is kept if it points against the gradient of this update. What is kept is divided by

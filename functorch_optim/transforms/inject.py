@@ -20,7 +20,15 @@ from functorch_optim.core.arguments import selects_code
 from functorch_optim.core.arithmetic import float_dtype, is_number
 from functorch_optim.core.counting import increment
 from functorch_optim.core.equal_pairs import value_equal
-from functorch_optim.core.pair import GradientTransformation, Params, Scalar, State, Updates, member
+from functorch_optim.core.pair import (
+    GradientTransformation,
+    Pair,
+    Params,
+    Scalar,
+    State,
+    Updates,
+    member,
+)
 from functorch_optim.transforms.support.wrapping import with_dtypes_of
 
 _SUFFIX = "_is_scheduled"
@@ -135,7 +143,7 @@ def _all_strings(names: Iterable[Any]) -> bool:
 
 @value_equal
 def inject_hyperparams(
-    factory: Callable[..., GradientTransformation], static_args: str | tuple[str, ...] = ()
+    factory: Callable[..., Pair], static_args: str | tuple[str, ...] = ()
 ) -> Callable[..., GradientTransformation]:
     """Puts the numeric arguments of a factory's pair into its state.
 
@@ -193,7 +201,7 @@ def inject_hyperparams(
 
 
 def _injected(
-    factory: Callable[..., GradientTransformation],
+    factory: Callable[..., Pair],
     signature: inspect.Signature,
     static_args: set[str],
     args: tuple[Any, ...],

@@ -24,6 +24,7 @@ from functorch_optim.core.equal_pairs import value_equal
 from functorch_optim.core.pair import (
     GradientTransformation,
     Number,
+    Pair,
     Params,
     Scalar,
     State,
@@ -47,7 +48,7 @@ class LossScaleState(NamedTuple):
 
 @value_equal
 def dynamic_loss_scale(
-    tx: GradientTransformation,
+    tx: Pair,
     init_scale: Number = 2.0**16,
     growth_factor: Number = 2.0,
     backoff_factor: Number = 0.5,

@@ -16,6 +16,7 @@ from functorch_optim.core.abstract import abstract_aware
 from functorch_optim.core.equal_pairs import value_equal
 from functorch_optim.core.pair import (
     GradientTransformation,
+    Pair,
     Params,
     PerParam,
     State,
@@ -33,7 +34,7 @@ class MasterWeightsState(NamedTuple):
 
 
 @value_equal
-def master_weights(tx: GradientTransformation, dtype: Any = jnp.float32) -> GradientTransformation:
+def master_weights(tx: Pair, dtype: Any = jnp.float32) -> GradientTransformation:
     """Trains a wide copy of each narrow parameter; the parameter is the copy, rounded.
 
     bfloat16 has 8 bits: a step below a 256th of a parameter is lost when it is added. The inner

@@ -23,6 +23,7 @@ from functorch_optim.core.equal_pairs import value_equal
 from functorch_optim.core.pair import (
     GradientTransformation,
     Hyperparameter,
+    Pair,
     Params,
     PerParam,
     Scalar,
@@ -140,9 +141,7 @@ def ema(
     return _with_state_dtype("ema", EmaState, _ema(decay, debias), state_dtype)
 
 
-def _with_state_dtype(
-    name: str, kind: Any, tx: GradientTransformation, state_dtype: Any
-) -> GradientTransformation:
+def _with_state_dtype(name: str, kind: Any, tx: Pair, state_dtype: Any) -> GradientTransformation:
     """A pair whose buffer has the dtype of a sum: a rule keeps the dtype that it had at init."""
     check_state_dtype(state_dtype)
     (field,) = set(kind._fields) - {"step"}

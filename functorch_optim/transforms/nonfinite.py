@@ -11,7 +11,15 @@ from functorch_optim.core import checks, trees
 from functorch_optim.core.abstract import abstract_aware
 from functorch_optim.core.counting import increment
 from functorch_optim.core.equal_pairs import value_equal
-from functorch_optim.core.pair import GradientTransformation, Params, Scalar, State, Updates, member
+from functorch_optim.core.pair import (
+    GradientTransformation,
+    Pair,
+    Params,
+    Scalar,
+    State,
+    Updates,
+    member,
+)
 from functorch_optim.transforms.support.wrapping import update_if
 
 
@@ -39,7 +47,7 @@ def all_finite(tree: Any) -> jax.Array:
 
 
 @value_equal
-def skip_nonfinite(tx: GradientTransformation, max_consecutive: int = 10) -> GradientTransformation:
+def skip_nonfinite(tx: Pair, max_consecutive: int = 10) -> GradientTransformation:
     """Skips a step as a whole when any element of any gradient is infinite or NaN.
 
     The updates of a skipped step are zeros, and the inner state stays as it is.

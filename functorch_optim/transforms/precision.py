@@ -8,12 +8,12 @@ from functorch_optim.averages.weights import WeightAverage
 from functorch_optim.core import trees
 from functorch_optim.core.abstract import abstract_aware
 from functorch_optim.core.equal_pairs import value_equal
-from functorch_optim.core.pair import GradientTransformation, Params, State, member
+from functorch_optim.core.pair import GradientTransformation, Pair, Params, State, member
 from functorch_optim.core.sums import in_sum_dtype
 
 
 @value_equal
-def float32_state(tx: GradientTransformation) -> GradientTransformation:
+def float32_state(tx: Pair) -> GradientTransformation:
     """Keeps the state of a transform in float32 where parameters are float16 or bfloat16.
 
     By default the buffers of algorithms have their parameter's dtype, as in torch, and a bfloat16

@@ -31,6 +31,7 @@ from functorch_optim.core.pair import (
     GradientTransformation,
     Hyperparameter,
     Number,
+    Pair,
     Params,
     Scalar,
     State,
@@ -67,7 +68,7 @@ _NUMBERS = ("beta", "max_lr", "weight_sum")
 
 @value_equal
 def schedule_free(
-    tx: GradientTransformation,
+    tx: Pair,
     lr: Hyperparameter,
     beta: Number = 0.9,
     weight_lr_power: Number = 2.0,

@@ -19,7 +19,15 @@ from functorch_optim.core import checks, trees, updating
 from functorch_optim.core.abstract import abstract_aware
 from functorch_optim.core.counting import increment
 from functorch_optim.core.equal_pairs import value_equal
-from functorch_optim.core.pair import GradientTransformation, Params, Scalar, State, Updates, member
+from functorch_optim.core.pair import (
+    GradientTransformation,
+    Pair,
+    Params,
+    Scalar,
+    State,
+    Updates,
+    member,
+)
 from functorch_optim.transforms.support.random_keys import kept_key
 from functorch_optim.transforms.support.rounding import cast, narrowed, step_to, wider
 from functorch_optim.transforms.support.wrapping import with_dtypes_of
@@ -37,7 +45,7 @@ class StochasticRoundingState(NamedTuple):
 
 
 @value_equal
-def stochastic_rounding(tx: GradientTransformation, key: int | jax.Array) -> GradientTransformation:
+def stochastic_rounding(tx: Pair, key: int | jax.Array) -> GradientTransformation:
     """Rounds new float16 and bfloat16 parameters up or down at random, right on average.
 
     The inner pair sees such parameters and their gradients in float32, and so computes its updates;

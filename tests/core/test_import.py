@@ -6,6 +6,7 @@ import json
 import pkgutil
 import subprocess
 import sys
+from importlib import metadata
 from types import ModuleType
 
 import pytest
@@ -64,3 +65,16 @@ def test_every_factory_of_a_room_is_public(room: ModuleType) -> None:
                     factories += 1
                     assert getattr(fo, name, None) is value, f"{name} has no line in __init__.py"
     assert factories > 0
+
+
+def test_the_version_is_that_of_the_installed_package_or_says_that_there_is_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def not_found(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    assert fo.__version__ == metadata.version("functorch_optim")
+    monkeypatch.setattr(metadata, "version", not_found)
+    assert fo.__version__ == "0+unknown"
+    with pytest.raises(AttributeError, match="module 'functorch_optim' has no attribute 'adamm'"):
+        _ = fo.adamm

@@ -1,10 +1,13 @@
 """`help()` shows the math, and speaks of what it is about: a pair or a class."""
 
+import ast
 import functools
 import importlib
 import inspect
+import pydoc
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 import optax
 import pytest
@@ -74,6 +77,53 @@ def test_help_of_a_class_speaks_of_a_class(name: str) -> None:
     assert described(shown)[0] == "params"
     if FLAGS.keys() & set(arguments):
         assert shown.count("so that checkpoints travel;\n    they select nothing") == 1
+
+
+def descriptions(text: str) -> dict[str, str]:
+    """What a docstring says of each argument, as one line, without its default."""
+    section = text.partition("\n\nArgs:\n")[2].partition("\n\n")[0]
+    found = re.findall(r"^  (\w[\w, ]*): (.*(?:\n    .*)*)", section, re.MULTILINE)
+    return {k: re.sub(r" Default: .*", "", re.sub(r"\s+", " ", said)) for k, said in found}
+
+
+def source_of(name: str) -> ast.ClassDef:
+    """The class statement, which is what an editor reads."""
+    source = importlib.import_module("functorch_optim.stateful.classes").__file__ or ""
+    statements = ast.parse(Path(source).read_text()).body
+    return next(s for s in statements if isinstance(s, ast.ClassDef) and s.name == name)
+
+
+@pytest.mark.parametrize("name", sorted(CLASSES))
+def test_an_editor_sees_every_argument_of_a_class_with_its_type_and_its_description(
+    name: str,
+) -> None:
+    statement = source_of(name)
+    init = next(s for s in statement.body if isinstance(s, ast.FunctionDef))
+    assert init.name == "__init__"
+    arguments = [*init.args.args[1:], *init.args.kwonlyargs]
+    assert [a.arg for a in arguments] == [*inspect.signature(CLASSES[name]).parameters]
+    assert all(a.annotation is not None for a in arguments)
+    shown = ast.get_docstring(statement) or ""
+    assert sorted(described(shown)) == sorted(a.arg for a in arguments)
+
+
+@pytest.mark.parametrize("name", sorted(CLASSES))
+def test_a_class_describes_its_arguments_as_the_factory_does(name: str) -> None:
+    ours = descriptions(inspect.getdoc(CLASSES[name]) or "")
+    theirs = descriptions(inspect.getdoc(CLASSES[name]._factory) or "")
+    assert {k: said for k, said in ours.items() if k in theirs} == {
+        k: said for k, said in theirs.items() if k not in CLASSES[name]._factory.fixed
+    }
+
+
+@pytest.mark.parametrize("name", sorted(CLASSES))
+def test_help_of_a_class_begins_with_its_signature(name: str) -> None:
+    shown = pydoc.render_doc(CLASSES[name], renderer=pydoc.plaintext)
+    start = (
+        rf"class {name}\(.*Optimizer\)\n \|  {name}\(params: 'Any', lr: 'Hyperparameter' = [\d.]+"
+    )
+    assert re.search(start, shown)
+    assert re.search(r"__init__\(self, params: 'Any', lr: 'Hyperparameter' = [\d.]+", shown)
 
 
 @pytest.mark.parametrize("name", OF_RULES)
