@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
@@ -26,7 +25,7 @@ from functorch_optim.stateful.memory.by_leaf import LeafMemory
 from functorch_optim.stateful.memory.cell import OUTSIDE, VALUES, Changes
 from functorch_optim.stateful.memory.own import OwnMemory, unknown
 from functorch_optim.stateful.memory.protocol import ActiveGroup, Memory
-from functorch_optim.stateful.memory.view import Entry, ParameterState, StateView
+from functorch_optim.stateful.memory.view import Entry, StateView
 from functorch_optim.stateful.model import arrays, split, values
 from functorch_optim.stateful.parameter import Parameter
 from functorch_optim.stateful.step import compile_log, program
@@ -112,9 +111,6 @@ class Optimizer:
         with self._lock:
             changes = Changes()
             self._memory.write(changes, entries, self._active(self._parameters()))
-            forgotten = [p for p, entry in entries.items() if entry is None and p in self._views]
-            views = [self._views[p] for p in forgotten]
-            changes.set(views, "kept", [view.copy() for view in views])
             # JAX may see the next call as one of another kind.
             changes.update(self.__dict__, {"_last_call": None})
             changes.make()
@@ -470,9 +466,6 @@ class Optimizer:
         self._last_call: Any = None
         self._last_inputs: Mapping[str, Any] | None = None
         self._lock = threading.RLock()
-        self._views: weakref.WeakValueDictionary[Parameter, ParameterState] = (
-            weakref.WeakValueDictionary()
-        )
         self._step_pre_hooks = Hooks()
         self._step_post_hooks = Hooks()
         self._state_dict_pre_hooks = Hooks()

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import threading
-import weakref
-from collections.abc import ItemsView, Iterator, Mapping, MutableMapping, ValuesView
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any, Protocol
 
-from functorch_optim.stateful.memory.cell import VALUES
 from functorch_optim.stateful.parameter import Parameter
 
 Entry = Mapping[str, Any]
@@ -17,7 +15,6 @@ class Holder(Protocol):
     """An optimizer, as a view of its state needs it."""
 
     _lock: threading.RLock
-    _views: weakref.WeakValueDictionary[Parameter, ParameterState]
 
     def _entries(self) -> Mapping[Parameter, Entry]:
         """torch's dict of each parameter that has state."""
@@ -26,86 +23,69 @@ class Holder(Protocol):
         """Puts these in their places, all or none; `None` for one that goes."""
 
 
-class ParameterState(MutableMapping[str, Any]):
-    """The state of one parameter: always that of now. `copy()` and `items()` are of one moment.
+class ParameterState(dict[str, Any]):
+    """The state of one parameter as it was when asked for; what is written goes into the optimizer.
 
-    When the optimizer forgets the parameter, it keeps what it showed last and is a plain dict, as
-    in torch: `old = opt.state[p]; del opt.state[p]; opt.state[q] = old`.
-
-    Attributes:
-      kept: what it showed last, when it no longer belongs to an optimizer.
+    When the optimizer has forgotten the parameter, it is a plain dict, as in torch:
+    `old = opt.state[p]; del opt.state[p]; opt.state[q] = old`.
     """
 
-    __slots__ = ("__weakref__", "_holder", "_parameter", "kept")
+    __slots__ = ("_holder", "_parameter")
 
     def __init__(self, holder: Holder, parameter: Parameter):
+        super().__init__(holder._entries().get(parameter, {}))
         self._holder = holder
         self._parameter = parameter
-        self.kept: dict[str, Any] | None = None
 
-    def copy(self) -> dict[str, Any]:
-        """A plain dict of what it holds now."""
-        kept = self.kept
-        return dict(self._holder._entries().get(self._parameter, {}) if kept is None else kept)
-
-    def _replace(self, entry: dict[str, Any]) -> None:
-        if self.kept is None:
-            self._holder._write({self._parameter: entry})
-        else:
-            self.kept = entry
-
-    def __getitem__(self, name: str) -> Any:
-        return self.copy()[name]
+    def _change(self, change: Callable[[dict[str, Any]], Any]) -> Any:
+        """Changes the dict that the optimizer has now, and shows the new one."""
+        with self._holder._lock:
+            now = self._holder._entries().get(self._parameter)
+            forgotten = bool(self) and now is None
+            entry = dict(self if forgotten else now or {})
+            result = change(entry)
+            if not forgotten:
+                self._holder._write({self._parameter: entry})
+                entry = dict(self._holder._entries().get(self._parameter, {}))
+            super().clear()
+            super().update(entry)
+            return result
 
     def __setitem__(self, name: str, value: Any) -> None:
         self.update({name: value})
 
     def __delitem__(self, name: str) -> None:
-        with self._holder._lock:
-            entry = self.copy()
-            del entry[name]
-            self._replace(entry)
+        self.pop(name)
+
+    def pop(self, name: str, *default: Any) -> Any:
+        """Takes a value out and returns it."""
+        return self._change(lambda entry: entry.pop(name, *default))
+
+    def popitem(self) -> tuple[str, Any]:
+        """Takes the last value out and returns it with its name."""
+        return self._change(lambda entry: entry.popitem())
+
+    def setdefault(self, name: str, default: Any = None) -> Any:
+        """The value of this name; this one, if there is none."""
+        if name not in self:
+            self[name] = default
+        return self.get(name)
 
     def update(self, *others: Any, **values: Any) -> None:
         """Writes several values, all or none."""
         new = dict(*others, **values)
-        with self._holder._lock:
-            self._replace(self.copy() | new)
+        self._change(lambda entry: entry.update(new))
 
     def clear(self) -> None:
         """Takes everything out: the parameter starts anew."""
-        with self._holder._lock:
-            self._replace({})
+        self._change(lambda entry: entry.clear())
 
-    def items(self) -> ItemsView[str, Any]:
-        """What it holds now, all of one moment."""
-        return self.copy().items()
-
-    def values(self) -> ValuesView[Any]:
-        """What it holds now, all of one moment."""
-        return self.copy().values()
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.copy())
-
-    def __len__(self) -> int:
-        return len(self.copy())
-
-    def __or__(self, other: Entry) -> dict[str, Any]:
-        return self.copy() | dict(other)
-
-    def __ror__(self, other: Entry) -> dict[str, Any]:
-        return dict(other) | self.copy()
-
-    def __ior__(self, other: Entry) -> ParameterState:
+    def __ior__(self, other: Any) -> ParameterState:  # type: ignore[override,misc]
         self.update(other)
         return self
 
     def __reduce__(self) -> Any:
-        return dict, (self.copy(),)  # a copy is torch's dict
-
-    def __repr__(self) -> str:
-        return repr(self.copy())
+        return dict, (dict(self),)  # a copy is torch's dict
 
 
 class StateView(MutableMapping[Parameter, MutableMapping[str, Any]]):
@@ -120,12 +100,7 @@ class StateView(MutableMapping[Parameter, MutableMapping[str, Any]]):
         self._holder = holder
 
     def __getitem__(self, parameter: Parameter) -> ParameterState:
-        views = self._holder._views
-        with VALUES.lock:
-            view = views.get(parameter)
-            if view is None or view.kept is not None:
-                view = views[parameter] = ParameterState(self._holder, parameter)
-            return view
+        return ParameterState(self._holder, parameter)
 
     def get(self, parameter: Parameter, default: Any = None) -> Any:
         """The dict of a parameter that has one, else the default."""
@@ -147,7 +122,7 @@ class StateView(MutableMapping[Parameter, MutableMapping[str, Any]]):
         with self._holder._lock:
             if parameter not in self and default:
                 return default[0]
-            entry = self[parameter].copy()
+            entry = dict(self[parameter])
             del self[parameter]
             return entry
 
