@@ -324,9 +324,11 @@ class GroupMemory:
         cohorts = self._cohorts(groups, cells)
         new = dict(self._states)
         states = states_of(state, [cohort for cohort, _ in cohorts])
-        for (_, known), group, own in zip(cohorts, groups, states, strict=True):
+        for (cohort, known), group, own in zip(cohorts, groups, states, strict=True):
             if known.treedef != jax.tree.structure(own):
                 raise TypeError(f"the state of group {group.number} has another structure")
+            if group.number not in self._states and _equal(own, cohort.state):
+                continue  # it never made a step
             new[group.number] = tuple(group.parameters), CellTree(own, OUTSIDE)
         return self._with(new)
 
@@ -342,6 +344,16 @@ class GroupMemory:
             places = tuple(position[p] for p in group.parameters)
             found.append((Cohort(self.factory(**values), places, state.read()), state))
         return found
+
+
+def _equal(a: State, b: State) -> bool:
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return all(
+        isinstance(x, jax.Array | np.ndarray)
+        and (x.shape, x.dtype) == (y.shape, y.dtype)
+        and bool((x == y).all())
+        for x, y in pairs
+    )
 
 
 def _is_live(value: Any, default: Any) -> bool:

@@ -317,6 +317,12 @@ class LeafMemory:
         found = []
         for group, (_, records) in zip(groups, self._ready(groups), strict=True):
             values = hyperparameters.checked(self.factory, group)
+            for name, fixed in self.factory.fixed.items():
+                if values[name] != fixed:
+                    raise ValueError(
+                        f"param_groups[{group.number}][{name!r}] is {values[name]!r}, but that of "
+                        f"{self.factory.__name__} is always {fixed!r}"
+                    )
             own = {k: v for k, v in values.items() if k not in self.factory.fixed}
             by_step: dict[Any, Records] = {}
             for p, record in records.items():
