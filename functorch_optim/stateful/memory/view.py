@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, ItemsView, Iterator, Mapping, MutableMapping, ValuesView
 from typing import Any, Protocol
 
+from functorch_optim.stateful.memory.cell import VALUES
 from functorch_optim.stateful.parameter import Parameter
 
 Entry = Mapping[str, Any]
@@ -150,7 +151,18 @@ class StateView(MutableMapping[Parameter, MutableMapping[str, Any]]):
 
     def copy(self) -> dict[Parameter, dict[str, Any]]:
         """Plain dicts of what it holds now, all of one moment."""
-        return {p: dict(entry) for p, entry in self._holder._entries().items()}
+        with VALUES.lock:
+            return {p: dict(entry) for p, entry in self._holder._entries().items()}
+
+    def items(self) -> ItemsView[Parameter, MutableMapping[str, Any]]:
+        """Parameters and their dicts, all of one moment."""
+        with VALUES.lock:
+            found: dict[Parameter, MutableMapping[str, Any]] = {p: self[p] for p in self}
+            return found.items()
+
+    def values(self) -> ValuesView[MutableMapping[str, Any]]:
+        """The parameters' dicts, all of one moment."""
+        return dict(self.items()).values()
 
     def __contains__(self, parameter: object) -> bool:
         return parameter in self._holder._entries()
