@@ -111,8 +111,9 @@ class Optimizer:
         with self._lock:
             changes = Changes()
             self._memory.write(changes, entries, self._active(self._parameters()))
-            # JAX may see the next call as one of another kind.
-            changes.update(self.__dict__, {"_last_call": None})
+            # JAX may see the next call as one of another kind. And who forgets the state of a
+            # Parameter that was replaced wants its memory back.
+            changes.update(self.__dict__, {"_last_call": None, "_trees": self._present_trees()})
             changes.make()
 
     @property
@@ -128,6 +129,10 @@ class Optimizer:
             for group in self.param_groups
         ]
         return of_groups if self._grouped or len(of_groups) != 1 else of_groups[0]
+
+    def _present_trees(self) -> dict[tuple[Parameter, ...], Any]:
+        listed = [tuple(group["params"]) for group in self.param_groups]
+        return {members: self._trees[members] for members in listed if members in self._trees}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group, `{"params": ..., **options}`; missing options are the defaults.
@@ -147,7 +152,7 @@ class Optimizer:
                     f"{name}"
                 )
             group.setdefault(name, default)
-        self._trees = {**self._trees, tuple(group["params"]): tree}
+        self._trees = {**self._present_trees(), tuple(group["params"]): tree}
         self.param_groups.append(group)
 
     def zero_grad(self, set_to_none: bool = True) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import collections
 import copy
+import gc
 import pickle
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +16,7 @@ import pytest
 
 import functorch_optim as fo
 import functorch_optim.stateful as optim
+from tests.stateful.test_interrupts import instructions, interrupted_at
 from tests.support.stateful import (
     all_parameters,
     cells,
@@ -237,6 +240,10 @@ def test_a_parameter_is_replaced_by_a_smaller_one() -> None:
     opt.param_groups[0]["params"][0] = new
     opt.state[new] = old
     assert list(opt.state_dict()["state"]) == [1, 0]
+    left = weakref.ref(p)
+    del p, old
+    gc.collect()
+    assert left() is None  # nothing holds the memory of what is no longer there
     run(opt, 1)
     assert opt.state[new]["step"] == 3
     assert [x.shape for x in opt.params] == [(2,), (2, 2)]
@@ -534,3 +541,31 @@ def test_decay_is_what_adamw_makes_it_after_copies_and_loading() -> None:
     for own in opt, copy.deepcopy(build()), pickle.loads(pickle.dumps(build())):
         assert [g["decoupled_weight_decay"] for g in own.param_groups] == [True, True]
     assert build().param_groups[0]["decoupled_weight_decay"] is False
+
+
+def write_two(opt: optim.Optimizer) -> None:
+    p, q = all_parameters(opt)
+    opt.state.update({p: opt.state[p] | {"exp_avg": jnp.ones(3), "step": 9}, q: {}})
+
+
+def forget_all(opt: optim.Optimizer) -> None:
+    opt.state.clear()
+
+
+@pytest.mark.parametrize("change", [write_two, forget_all])
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_interrupt_leaves_the_state_as_before_or_as_after(change: Any) -> None:
+    opt = adam()
+    saved = opt.state_dict()
+    before = progress(opt)
+    change(opt)
+    after = progress(opt)
+    opt.load_state_dict(saved)
+    usual = instructions(lambda: change(opt), ours=True)
+    for instruction in range(1, usual + 1, max(1, usual // 60)):
+        opt.load_state_dict(saved)
+        interrupted_at(instruction, lambda: change(opt), ours=True)
+        assert progress(opt) in (before, after)
+    opt.load_state_dict(saved)
+    change(opt)
+    assert progress(opt) == after
