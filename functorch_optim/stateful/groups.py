@@ -14,6 +14,9 @@ from functorch_optim.stateful.parameter import Parameter
 
 Group = dict[str, Any]
 
+# One parameter: an array is never cut into its rows.
+_ONE = Parameter | jax.Array | np.ndarray | np.generic
+
 
 class _Required:
     """In `defaults`, the value of a hyperparameter that every group has to give."""
@@ -38,7 +41,7 @@ def normalized(params: Any) -> tuple[list[Group], list[Any], bool]:
     Raises:
       TypeError, ValueError: what torch.optim refuses, in its words.
     """
-    if isinstance(params, Parameter | jax.Array | np.ndarray):
+    if isinstance(params, _ONE):
         raise TypeError(
             "params argument given to the optimizer should be an iterable of Tensors or dicts, "
             f"but got {typename(params)}"
@@ -72,7 +75,7 @@ def normalized_group(group: Any) -> tuple[Group, Any]:
             "optimizer parameters need to be organized in ordered collections, but the ordering "
             "of tensors in sets will change between runs. Please use a list instead."
         )
-    if isinstance(params, Parameter):
+    if isinstance(params, _ONE):
         params = [params]
     if _is_iterator(params):
         params = list(params)

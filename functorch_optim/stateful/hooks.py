@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -72,7 +74,34 @@ def register_optimizer_step_post_hook(hook: Hook) -> RemovableHandle:
     return AFTER_ANY_STEP.add(hook)
 
 
-def around_step(
+def hooked(step: Hook) -> Hook:
+    """A class's `step` between an optimizer's hooks: global ones outermost.
+
+    A step that calls that of a class above runs the hooks once, around all of it.
+    """
+
+    @functools.wraps(step)
+    def around(optimizer: Any, *args: Any, **kwargs: Any) -> Any:
+        before = optimizer._step_pre_hooks
+        after = optimizer._step_post_hooks
+        hooks = before, after, BEFORE_ANY_STEP, AFTER_ANY_STEP
+        if not any([some.registered for some in hooks]) or type(optimizer).step is not around:
+            return step(optimizer, *args, **kwargs)
+        return _around_step(optimizer, step, before, after, (optimizer, *args), kwargs)
+
+    around._hooked = weakref.ref(around)  # type: ignore[attr-defined]
+    return around
+
+
+def hook_step(cls: Any) -> None:
+    """Lets hooks run around a class's own step, as torch does when it makes an instance."""
+    step = cls.step
+    known = getattr(step, "_hooked", None)  # a user's wrapper may have taken it over
+    if known is None or known() is not step:
+        cls.step = hooked(step)
+
+
+def _around_step(
     optimizer: Any,
     step: Hook,
     before: Hooks,
@@ -80,7 +109,7 @@ def around_step(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> Any:
-    """Calls `step(*args, **kwargs)` between the optimizer's hooks: global ones outermost.
+    """Calls `step(*args, **kwargs)`.
 
     Raises:
       RuntimeError: a hook returned something that is not new arguments.

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import threading
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any, Literal, overload
 
 import jax
@@ -14,6 +13,7 @@ from functorch_optim.core import checks, trees, updating
 from functorch_optim.core.pair import GradientTransformation
 from functorch_optim.stateful import groups, hooks
 from functorch_optim.stateful.grad_scaler import GradScaler
+from functorch_optim.stateful.groups import required
 from functorch_optim.stateful.hooks import (
     Hook,
     Hooks,
@@ -23,8 +23,17 @@ from functorch_optim.stateful.hooks import (
 )
 from functorch_optim.stateful.memory import torch_layout
 from functorch_optim.stateful.memory.by_leaf import LeafMemory
-from functorch_optim.stateful.memory.cell import OUTSIDE, VALUES, Changes, alone, at_one_moment
+from functorch_optim.stateful.memory.cell import (
+    OUTSIDE,
+    VALUES,
+    Changes,
+    alone,
+    at_one_moment,
+    new_lock,
+)
+from functorch_optim.stateful.memory.own import OwnMemory, unknown
 from functorch_optim.stateful.memory.protocol import ActiveGroup, Memory
+from functorch_optim.stateful.memory.view import Entry, StateView
 from functorch_optim.stateful.model import split, values
 from functorch_optim.stateful.parameter import Parameter
 from functorch_optim.stateful.step import compile_log, program
@@ -34,6 +43,7 @@ __all__ = [
     "Optimizer",
     "register_optimizer_step_post_hook",
     "register_optimizer_step_pre_hook",
+    "required",
 ]
 
 # What copies of an optimizer keep.
@@ -54,6 +64,9 @@ _KEPT = (
 class Optimizer:
     """An optimizer with torch's interface; the classes of this package derive from it.
 
+    So may a class of your own, as in torch: it calls `super().__init__(params, defaults)`, and its
+    `step` writes `p.data` and `self.state[p]`.
+
     Attributes:
       param_groups: list of dicts. A changed hyperparameter takes effect at the next step without
         a recompile; a changed flag (`amsgrad`, `nesterov`, `maximize`) selects another program.
@@ -62,33 +75,56 @@ class Optimizer:
       log_compiles: log, on the logger "functorch_optim", which input caused each of them.
     """
 
-    _factory: Any
+    _factory: Any = None  # a class without has a step of its own
 
     def __init__(self, params: Any, defaults: Mapping[str, Any]):
         self.defaults: dict[str, Any] = dict(defaults)
         self.param_groups: list[dict[str, Any]] = []
         self.compile_count = 0
         self.log_compiles = False
-        self._last_call: Any = None
-        self._last_inputs: Mapping[str, Any] | None = None
         self._opt_called = False  # for the schedulers' warning about the order of calls
         self._lent = False
         self._unmatched: dict[Any, Any] = {}
         self._memory: Memory = self._new_memory()
-        self._lock = threading.RLock()
-        self._reset_hooks()
-        given, self._trees, self._grouped = groups.normalized(params)
-        for group in given:
-            self._append(group)
+        self._begin()
+        self._trees: dict[tuple[Parameter, ...], Any] = {}
+        given, given_trees, self._grouped = groups.normalized(params)
+        for group, tree in zip(given, given_trees, strict=True):
+            self._append(group, tree)
         self._memory.begin(self._active(self._parameters()))
 
     def _new_memory(self) -> Memory:
-        return LeafMemory(self._factory)
+        return OwnMemory() if self._factory is None else LeafMemory(self._factory)
 
     @property
-    def state(self) -> Mapping[Parameter, Mapping[str, Any]]:
-        """torch's state of each parameter, `opt.state[p]["exp_avg"]`, to read."""
+    def state(self) -> MutableMapping[Parameter, MutableMapping[str, Any]]:
+        """torch's state of each parameter, `opt.state[p]["exp_avg"]`, to read and to write.
+
+        What is written is checked as `load_state_dict` checks it. For a class with a step of its
+        own, these are plain dicts.
+        """
+        memory = self._memory
+        return memory.states if isinstance(memory, OwnMemory) else StateView(self)
+
+    @state.setter
+    def state(self, entries: Mapping[Parameter, Mapping[str, Any]]) -> None:
+        StateView(self).replace(entries)
+
+    def _entries(self) -> Mapping[Parameter, Entry]:
         return self._memory.view()
+
+    def _write(self, entries: Mapping[Parameter, Entry | None]) -> None:
+        """Puts these dicts in the places of the parameters' state, all or none."""
+        self._check_not_lent()
+        alone(self._lock, self._write_alone, entries)
+
+    def _write_alone(self, entries: Mapping[Parameter, Entry | None]) -> None:
+        changes = Changes()
+        self._memory.write(changes, entries, self._active(self._parameters()))
+        # JAX may see the next call as one of another kind. And who forgets the state of a Parameter
+        # that was replaced wants its memory back.
+        changes.update(self.__dict__, {"_last_call": None, "_trees": self._present_trees()})
+        changes.make()
 
     @property
     def params(self) -> Any:
@@ -97,7 +133,16 @@ class Optimizer:
 
     @property
     def _tree(self) -> Any:
-        return self._trees if self._grouped or len(self._trees) > 1 else self._trees[0]
+        """Of each group the tree that was given; a list, where its "params" were replaced."""
+        of_groups = [
+            self._trees.get(tuple(group["params"]), list(group["params"]))
+            for group in self.param_groups
+        ]
+        return of_groups if self._grouped or len(of_groups) != 1 else of_groups[0]
+
+    def _present_trees(self) -> dict[tuple[Parameter, ...], Any]:
+        listed = [tuple(group["params"]) for group in self.param_groups]
+        return {members: self._trees[members] for members in listed if members in self._trees}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group, `{"params": ..., **options}`; missing options are the defaults.
@@ -106,18 +151,18 @@ class Optimizer:
           TypeError, ValueError: as at construction; nothing is added then.
         """
         group, tree = groups.normalized_group(param_group)
-        self._append(group)
-        self._trees.append(tree)
+        self._append(group, tree)
 
-    def _append(self, group: dict[str, Any]) -> None:
+    def _append(self, group: dict[str, Any], tree: Any) -> None:
         groups.check_against(group, self.param_groups)
         for name, default in self.defaults.items():
-            if default is groups.required and name not in group:
+            if default is required and name not in group:
                 raise ValueError(
                     "parameter group didn't specify a value of required optimization parameter "
                     f"{name}"
                 )
             group.setdefault(name, default)
+        self._trees = {**self._present_trees(), tuple(group["params"]): tree}
         self.param_groups.append(group)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -129,6 +174,7 @@ class Optimizer:
         )
         changes.make()
 
+    @hooks.hooked
     def step(self, *args: Any, **kwargs: Any) -> Any:
         """Updates every parameter that has a gradient, all in one compiled call.
 
@@ -147,11 +193,7 @@ class Optimizer:
           RuntimeError: the state was given away by `to_functional`. Nothing is changed by any of
             these; an error on the device says whether the parameters are lost.
         """
-        before, after = self._step_pre_hooks, self._step_post_hooks
-        around = before, after, hooks.BEFORE_ANY_STEP, hooks.AFTER_ANY_STEP
-        if not any([some.registered for some in around]):
-            return self._step(*args, **kwargs)
-        return hooks.around_step(self, type(self)._step, before, after, (self, *args), kwargs)
+        return self._step(*args, **kwargs)
 
     def _step(self, closure: Any = None) -> Any:
         self._check_not_lent()
@@ -234,6 +276,8 @@ class Optimizer:
           ValueError: accumulate is not a positive integer; from `train_step`: no Parameter of the
             model is held by this optimizer, or the micro-batches are not stacked.
         """
+        if isinstance(self._memory, OwnMemory):
+            unknown("make_step")
         program.check_accumulate(accumulate)
         if clip_norm is not None:
             checks.not_negative(clip_norm=clip_norm)
@@ -286,11 +330,15 @@ class Optimizer:
         """
         for hook in self._state_dict_pre_hooks:
             hook(self)
-        state = self.state
-        packed = alone(VALUES, torch_layout.packed, self.param_groups, state, self._unmatched)
+        packed = alone(VALUES, self._packed)
         return hooks.replaced(self._state_dict_post_hooks, self, packed)
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], match: str = "position") -> None:
+    def _packed(self) -> dict[str, Any]:
+        return torch_layout.packed(self.param_groups, self._entries(), self._unmatched)
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], match: str = "position", strict: bool = True
+    ) -> torch_layout.LoadReport | None:
         """Takes over hyperparameters and state.
 
         Floating-point buffers are cast to their parameter's dtype. Hyperparameters that the saved
@@ -299,21 +347,41 @@ class Optimizer:
         Args:
           state_dict: as `state_dict()` returns it, here or in torch (its tensors as arrays).
           match: "position", as torch; or "name", by the saved `param_names`.
+          strict: False takes over what matches. A parameter that the dict lacks starts anew, and
+            what is in the dict only is left out. By name the groups may differ too: each takes
+            the hyperparameters of the one saved group that holds its parameters.
+
+        Returns:
+          `None`, as torch; if not strict, a report: `missing`, `unexpected`, and the `groups` that
+          keep their hyperparameters.
 
         Raises:
           ValueError: a wrong number of groups or parameters, a wrong shape, an invalid step.
           TypeError: a wrong dtype or structure. The optimizer is unchanged then.
+
+        Warns:
+          UserWarning: the saved names are those of the optimizer in another order, and are matched
+            by position.
         """
         self._check_not_lent()
         state_dict = hooks.replaced(self._load_state_dict_pre_hooks, self, dict(state_dict))
-        found = torch_layout.matched(state_dict, self.param_groups, self._memory.fixed, match)
-        memory = self._memory.loaded(found.entries, self._active(self._parameters(), found.groups))
-        loaded = {"param_groups": found.groups, "_memory": memory, "_unmatched": found.unmatched}
+        own = self._memory
+        found = torch_layout.matched(
+            state_dict, self.param_groups, own.fixed, match, strict, own.steps_as_one
+        )
+        entries, unmatched = found.entries, found.unmatched
+        if isinstance(own, OwnMemory):  # which may keep something under other keys, as torch
+            entries, unmatched = own.with_others(entries, unmatched), {}
+        memory = own.loaded(entries, self._active(self._parameters(), found.groups), strict)
+        loaded = {"param_groups": found.groups, "_memory": memory, "_unmatched": unmatched}
         changes = Changes()
-        changes.update(self.__dict__, loaded)
+        changes.update(self.__dict__, {**loaded, "_last_call": None})
         alone(self._lock, changes.make)
+        if type(self).__setstate__ is not Optimizer.__setstate__:
+            self.__setstate__(loaded)  # where a class adds what groups of old checkpoints lack
         for hook in self._load_state_dict_post_hooks:
             hook(self)
+        return None if strict else found.report
 
     @contextlib.contextmanager
     def swap_in(self, params: Any, state: Mapping[str, Any]) -> Iterator[Optimizer]:
@@ -346,7 +414,6 @@ class Optimizer:
                 there = Changes()
                 there.put(own, swapped, OUTSIDE)
                 there.set(cells, "_grad", [None] * len(cells))
-                there.update(self.__dict__, {"_trees": list(self._trees)})
                 there.make()
                 self.load_state_dict(state)
                 yield self
@@ -446,16 +513,23 @@ class Optimizer:
         return kept
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        values = state.pop("_values", ())
-        self.__dict__.update(state)
-        for p, value, grad in values:
+        own = {name: value for name, value in state.items() if name not in ("_values", "state")}
+        self.__dict__.update(own)
+        for p, value, grad in state.get("_values", ()):
             p.data, p.grad = value, grad
-        self._last_call = None
-        self._last_inputs = None
-        self._lock = threading.RLock()
-        self._reset_hooks()
+        if "_lock" not in self.__dict__:
+            self._begin()
+        for group in self.param_groups:
+            group.update({k: value for k, value in self._memory.fixed.items() if k in group})
+        if "state" in state:  # torch's way to set it
+            self.state = state["state"]
 
-    def _reset_hooks(self) -> None:
+    def _begin(self) -> None:
+        """What copies of an optimizer do not keep."""
+        hooks.hook_step(type(self))
+        self._last_call: Any = None
+        self._last_inputs: Mapping[str, Any] | None = None
+        self._lock = new_lock()
         self._step_pre_hooks = Hooks()
         self._step_post_hooks = Hooks()
         self._state_dict_pre_hooks = Hooks()

@@ -259,3 +259,57 @@ def test_a_group_can_be_removed_and_a_parameter_appended() -> None:
     assert exactly(p) == before[0]
     assert exactly(q) != before[1]
     assert exactly(r) != before[2]
+
+
+ONE_ARRAY = {
+    "jax": lambda: jnp.ones((3, 3)),
+    "numpy": lambda: np.ones((3, 3), np.float32),
+    "a number of numpy": lambda: np.float32(1.0),
+    "no dimensions": lambda: jnp.ones(()),
+}
+
+
+@pytest.mark.parametrize("build", ONE_ARRAY.values(), ids=ONE_ARRAY)
+def test_an_array_is_one_parameter_and_not_its_rows(build: Any) -> None:
+    """As torch takes a tensor; a list of arrays is a list of parameters."""
+    shape = np.shape(build())
+    opt = optim.SGD([{"params": build()}], lr=0.5)
+    opt.add_param_group({"params": build(), "lr": 0.25})
+    opt.add_param_group({"params": [build(), build()]})
+    opt.add_param_group({"params": iter([build()])})
+    opt.add_param_group({"params": {"w": build()}})
+    assert [[p.shape for p in g["params"]] for g in opt.param_groups] == [
+        [shape],
+        [shape],
+        [shape, shape],
+        [shape],
+        [shape],
+    ]
+    grads = jax.tree.map(lambda x: jnp.ones(x.shape), opt.params)
+    opt.step(grads)
+    np.testing.assert_allclose(opt.params[0][0], np.full(shape, 0.5))
+    np.testing.assert_allclose(opt.params[1][0], np.full(shape, 0.75))
+    with pytest.raises(TypeError, match="should be an iterable of Tensors or dicts"):
+        optim.SGD(build(), lr=0.5)
+
+
+def test_names_stand_beside_arrays_that_are_one_parameter() -> None:
+    opt = optim.Adam([{"params": [("w", jnp.ones((3, 3))), ("b", np.ones(3, np.float32))]}])
+    assert opt.param_groups[0]["param_names"] == ["w", "b"]
+    assert [p.shape for p in all_parameters(opt)] == [(3, 3), (3,)]
+
+
+def test_params_follow_the_groups() -> None:
+    """Where a group's list was changed, the tree that was given is no longer there."""
+    model = {"a": optim.Parameter(numbers(0)), "b": optim.Parameter(numbers(1))}
+    opt = optim.SGD([{"params": model}, {"params": model["a"].data}], lr=0.5)
+    (other,) = cells((2,))
+    opt.param_groups[0]["params"].append(other)
+    assert [len(x) for x in opt.params] == [3, 1]
+    assert isinstance(opt.params[0], list)
+    opt.param_groups[0]["params"].remove(other)
+    assert set(opt.params[0]) == {"a", "b"}
+    del opt.param_groups[1]
+    assert [set(x) for x in opt.params] == [{"a", "b"}]
+    opt.step([{"a": jnp.ones(3), "b": jnp.ones(3)}])
+    np.testing.assert_allclose(model["a"].data, numbers(0) - 0.5, rtol=1e-6)

@@ -144,16 +144,6 @@ def test_asking_for_the_state_of_an_unseen_parameter_gives_none() -> None:
     assert float(opt.state.get(p)["step"]) == 1
 
 
-def test_the_state_is_to_be_read() -> None:
-    (p,) = cells((3,))
-    opt = optim.Adam([p])
-    run(opt, 1)
-    with pytest.raises(TypeError):
-        opt.state[p]["exp_avg"] = jnp.zeros(3)
-    with pytest.raises(TypeError):
-        opt.state[p] = {}
-
-
 def test_reading_the_state_inside_a_traced_function_leaks_no_tracer() -> None:
     """Equal counts share one array in the whole process: it must not be made by a trace."""
     (p,) = cells((3,))

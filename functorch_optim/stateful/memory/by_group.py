@@ -172,7 +172,8 @@ class GroupMemory:
         if known != members:
             raise ValueError(
                 f"the parameters of group {group.number} changed after its first step; a class "
-                "made by from_transformation keeps one state for a group as a whole"
+                "made by from_transformation keeps one state for a group as a whole. "
+                "opt.state.clear() starts anew"
             )
         return cells
 
@@ -189,8 +190,65 @@ class GroupMemory:
                 }
         return found
 
+    def write(
+        self,
+        changes: Changes,
+        entries: Mapping[Parameter, Mapping[str, Any] | None],
+        groups: Sequence[ActiveGroup],
+    ) -> None:
+        """Adds to the changes that these dicts take the places of what the parameters have.
+
+        Raises:
+          TypeError, ValueError: an entry that cannot be this parameter's; a part of a group that
+            would lose its state, or be the only one to have one.
+        """
+        live = {group.number: tuple(group.parameters) for group in groups}
+        states = dict(self._states)
+        for number, (members, _) in self._states.items():
+            forgotten = [p for p in members if p in entries and not entries[p]]
+            if forgotten and members == live.get(number) and len(forgotten) < len(members):
+                raise ValueError(
+                    f"{forgotten[0]!r} has its state in common with the others of group {number}: "
+                    "a class made by from_transformation keeps one state for a group as a whole. "
+                    "opt.state.clear() forgets all of it"
+                )
+            if forgotten:
+                del states[number]
+        given = {p: entry for p, entry in entries.items() if entry}
+        for p in given:
+            if not any(p in members for members in live.values()):
+                raise ValueError(f"state of {p!r}: no group of this optimizer holds it")
+        before = self.view()
+        for group in groups:
+            chosen = {p: given[p] for p in group.parameters if p in given}
+            if not chosen:
+                continue
+            known = group.number in states and states[group.number][0] == live[group.number]
+            rest = before if known else {}
+            # What all have in common is read from the first: from one that is written.
+            whole = {**chosen, **{p: rest[p] for p in group.parameters if p in rest}, **chosen}
+            if len(whole) < len(group.parameters):
+                missing = next(p for p in group.parameters if p not in whole)
+                raise ValueError(
+                    f"{missing!r} of group {group.number} has no state yet: a class made by "
+                    "from_transformation keeps one state for a group as a whole. Write that of "
+                    "all its parameters at once: opt.state.update({p: {...}, q: {...}})"
+                )
+            named = {p: (repr(p), entry) for p, entry in whole.items()}
+            kept = states[group.number][1].cells if known else []
+            fitted = self._fitted(group, named, {id(cell.array) for cell in kept}, strict=True)
+            for p, entry in chosen.items():
+                unknown = sorted(map(str, entry.keys() - {name for name, _ in _named(fitted)[0]}))
+                if unknown:
+                    raise ValueError(f"state of {p!r}: the pair has no {unknown} in its state")
+            states[group.number] = tuple(group.parameters), CellTree(fitted)
+        changes.update(self.__dict__, {"_states": states})
+
     def loaded(
-        self, entries: Mapping[Parameter, tuple[Any, Any]], groups: Sequence[ActiveGroup]
+        self,
+        entries: Mapping[Parameter, tuple[Any, Any]],
+        groups: Sequence[ActiveGroup],
+        strict: bool = True,
     ) -> GroupMemory:
         """A new memory from per-parameter dicts.
 
@@ -199,27 +257,50 @@ class GroupMemory:
         """
         states = {}
         for group in groups:
-            given = [entries[p] for p in group.parameters if p in entries]
-            if not given:
-                continue
-            if len(given) != len(group.parameters):
-                raise ValueError(
-                    f"loaded state dict has state for a part of group {group.number} only"
-                )
-            static, live = self._split(group)
-            tx = self.factory(**static, **live)
-            like = jax.eval_shape(tx.init, Members(p._data for p in group.parameters))
-            named, treedef = _named(like)
-            values = []
-            for name, wanted in named:
-                rows = [_entry(entry, name, key) for key, entry in given]
-                if isinstance(wanted, Members):
-                    fitted = zip(rows, wanted, given, strict=True)
-                    values.append(Members(_fitting(*row[:2], name, row[2][0]) for row in fitted))
-                else:
-                    values.append(_fitting(rows[0], wanted, name, given[0][0]))
-            states[group.number] = tuple(group.parameters), CellTree(treedef.unflatten(values))
+            given = {p: entries[p] for p in group.parameters if p in entries}
+            if given:
+                state = CellTree(self._fitted(group, given, (), strict))
+                states[group.number] = tuple(group.parameters), state
         return self._with(states)
+
+    def _fitted(
+        self,
+        group: ActiveGroup,
+        entries: Mapping[Parameter, tuple[Any, Any]],
+        kept: Collection[int],
+        strict: bool,
+    ) -> State:
+        """A group's state from the dicts of its parameters; what is in common, from the first.
+
+        Args:
+          group: with all its parameters.
+          entries: by Parameter, the key for messages and the dict.
+          kept: the ids of arrays that fit: they are the group's.
+          strict: refuse to start anew where there is no dict.
+        """
+        if strict and len(entries) != len(group.parameters):
+            raise ValueError(f"loaded state dict has state for a part of group {group.number} only")
+        static, live = self._split(group)
+        tx = self.factory(**static, **live)
+        params = Members(p._data for p in group.parameters)
+        whole = len(entries) == len(group.parameters)
+        fresh = jax.eval_shape(tx.init, params) if whole else tx.init(params)
+        first_key, first = next(iter(entries.values()))
+
+        def fitting(key: Any, entry: Any, name: str, wanted: Any) -> Any:
+            value = _entry(entry, name, key)
+            return value if id(value) in kept else _fitting(value, wanted, name, key)
+
+        values = []
+        named, treedef = _named(fresh)
+        for name, wanted in named:
+            if isinstance(wanted, Members):
+                rows = zip(group.parameters, wanted, strict=True)
+                found = [fitting(*entries[p], name, x) if p in entries else x for p, x in rows]
+                values.append(Members(found))
+            else:
+                values.append(fitting(first_key, first, name, wanted))
+        return treedef.unflatten(values)
 
     @at_one_moment
     def snapshot(self) -> GroupMemory:
@@ -246,9 +327,11 @@ class GroupMemory:
         cohorts = self._cohorts(groups, cells)
         new = dict(self._states)
         states = states_of(state, [cohort for cohort, _ in cohorts])
-        for (_, known), group, own in zip(cohorts, groups, states, strict=True):
+        for (cohort, known), group, own in zip(cohorts, groups, states, strict=True):
             if known.treedef != jax.tree.structure(own):
                 raise TypeError(f"the state of group {group.number} has another structure")
+            if group.number not in self._states and _equal(own, cohort.state):
+                continue  # it never made a step
             new[group.number] = tuple(group.parameters), CellTree(own, OUTSIDE)
         return self._with(new)
 
@@ -264,6 +347,16 @@ class GroupMemory:
             places = tuple(position[p] for p in group.parameters)
             found.append((Cohort(self.factory(**values), places, state.read()), state))
         return found
+
+
+def _equal(a: State, b: State) -> bool:
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return all(
+        isinstance(x, jax.Array | np.ndarray)
+        and (x.shape, x.dtype) == (y.shape, y.dtype)
+        and bool((x == y).all())
+        for x, y in pairs
+    )
 
 
 def _is_live(value: Any, default: Any) -> bool:

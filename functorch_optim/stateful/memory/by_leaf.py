@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -30,13 +30,15 @@ from functorch_optim.stateful.memory.cohorts import Cohort, Members, pair_of, st
 from functorch_optim.stateful.memory.numbers import At, PackedNumbers, RowFormat, packed, unpacked
 from functorch_optim.stateful.memory.protocol import ActiveGroup, Evaluate, Grouped, NextStep
 from functorch_optim.stateful.memory.record import (
+    Needs,
     Record,
+    entry_name,
     from_torch,
     needs_of,
     ready_record,
     scalar_array,
+    written,
 )
-from functorch_optim.stateful.memory.view import StateView
 from functorch_optim.stateful.parameter import Parameter
 
 Records = dict[Parameter, Record]
@@ -68,6 +70,29 @@ class LeafPlan(NamedTuple):
                 new_values[-1].append(updating.add(p, update))
                 new_buffers[-1].append(new)
         return result, new_values, new_buffers
+
+
+class LeafView(Mapping[Parameter, Mapping[str, Any]]):
+    """torch's dict of each parameter that has state, of the moment of asking."""
+
+    def __init__(self, rule: Rule, records: Records):
+        self._rule = rule
+        self._records = records
+
+    def __getitem__(self, parameter: Parameter) -> Mapping[str, Any]:
+        if parameter not in self:
+            raise KeyError(parameter)
+        return self._records[parameter].torch_view(self._rule)
+
+    def __contains__(self, parameter: object) -> bool:
+        record = self._records.get(parameter)  # type: ignore[call-overload]  # any key may be asked
+        return record is not None and (bool(record.buffers) or self._rule.torch.has_step)
+
+    def __iter__(self) -> Iterator[Parameter]:
+        return iter([p for p in self._records if p in self])
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
 
 
 class LeafMemory:
@@ -206,27 +231,63 @@ class LeafMemory:
             ready.append((at, records))
         return ready
 
-    def view(self) -> StateView:
+    def view(self) -> LeafView:
         """torch's per-parameter state, to read."""
-        return StateView(self)
+        return LeafView(self.rule, self.records)
+
+    def write(
+        self,
+        changes: Changes,
+        entries: Mapping[Parameter, Mapping[str, Any] | None],
+        groups: Sequence[ActiveGroup],
+    ) -> None:
+        """Adds to the changes that these dicts take the places of what the parameters have.
+
+        Numbers and buffers may be missing, as in torch: a step that needs them says so.
+
+        Raises:
+          TypeError, ValueError: an entry that cannot be this parameter's.
+        """
+        kept = {p: e for p, e in entries.items() if any(x is not None for x in (e or {}).values())}
+        needs = self._needs(groups, kept)
+        records = {p: r for p, r in self.records.items() if p not in entries or p in kept}
+        for p, entry in kept.items():
+            if p not in needs:
+                raise ValueError(f"state of {p!r}: no group of this optimizer holds it")
+            known = records.get(p)
+            records[p] = written(known, entry, p, self.rule, needs[p], f"state of {p!r}")
+        changes.update(self.__dict__, {"records": records})
 
     def loaded(
-        self, entries: Mapping[Parameter, tuple[Any, Any]], groups: Sequence[ActiveGroup]
+        self,
+        entries: Mapping[Parameter, tuple[Any, Any]],
+        groups: Sequence[ActiveGroup],
+        strict: bool = True,
     ) -> LeafMemory:
         """A new memory from torch's per-parameter dicts, each with its key for messages.
 
         Raises:
           TypeError, ValueError: an entry that cannot be this parameter's.
         """
-        needs = {}
-        for group in groups:
-            values = hyperparameters.checked(self.factory, group)
-            of_group = needs_of(self.rule, hyperparameters_at(values, 0))
-            needs.update(dict.fromkeys(group.parameters, of_group))
+        needs = self._needs(groups, entries)
         records = {
-            p: from_torch(entry, p, self.rule, needs[p], key) for p, (key, entry) in entries.items()
+            p: from_torch(entry, p, self.rule, needs[p], entry_name(key, p))
+            for p, (key, entry) in entries.items()
         }
         return LeafMemory(self.factory, records)
+
+    def _needs(
+        self, groups: Sequence[ActiveGroup], members: Collection[Parameter]
+    ) -> dict[Parameter, Needs]:
+        """What says which buffers these parameters need, if they are in a group."""
+        found: dict[Parameter, Needs] = {}
+        for group in groups:
+            chosen = [p for p in group.parameters if p in members]
+            if chosen:
+                values = hyperparameters.checked(self.factory, group)
+                of_group = needs_of(self.rule, hyperparameters_at(values, 0))
+                found.update(dict.fromkeys(chosen, of_group))
+        return found
 
     @at_one_moment
     def snapshot(self) -> LeafMemory:
@@ -266,6 +327,12 @@ class LeafMemory:
         found = []
         for group, (_, records) in zip(groups, self._ready(groups), strict=True):
             values = hyperparameters.checked(self.factory, group)
+            for name, fixed in self.factory.fixed.items():
+                if values[name] != fixed:
+                    raise ValueError(
+                        f"param_groups[{group.number}][{name!r}] is {values[name]!r}, but that of "
+                        f"{self.factory.__name__} is always {fixed!r}"
+                    )
             own = {k: v for k, v in values.items() if k not in self.factory.fixed}
             by_step: dict[Any, Records] = {}
             for p, record in records.items():

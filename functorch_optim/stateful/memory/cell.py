@@ -12,7 +12,7 @@ import itertools
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, Protocol, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,24 @@ NOBODY, READ, OUTSIDE = range(3)
 
 P = ParamSpec("P")
 T = TypeVar("T")
-Lock = Any  # threading.RLock, which is a function to a type checker
+
+
+class Lock(Protocol):
+    """A `threading.RLock()`, with the count that tells how often this thread has it."""
+
+    def acquire(self) -> bool:
+        """Waits for it."""
+
+    def release(self) -> None:
+        """Gives it back, once."""
+
+    def _recursion_count(self) -> int:
+        """How often this thread has it."""
+
+
+def new_lock() -> Lock:
+    """A lock that the thread which has it may take again."""
+    return cast(Lock, threading.RLock())
 
 
 def alone(lock: Lock, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -51,7 +68,7 @@ def _release(lock: Lock, count: int) -> None:
 
 # The values of all cells change, and are read together, while this is held: for moments, never
 # while anything is compiled or functions of users run.
-VALUES: Lock = threading.RLock()
+VALUES = new_lock()
 
 
 def at_one_moment(function: Callable[P, T]) -> Callable[P, T]:

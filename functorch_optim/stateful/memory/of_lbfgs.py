@@ -38,6 +38,10 @@ DEFAULTS: Mapping[str, Any] = {
 }
 
 
+# torch's names in the dict of the first parameter; "al" is scratch.
+_NAMES = (set(LBFGSState._fields) | {"al"}) - {"step", "pairs"}
+
+
 class SearchPlan(NamedTuple):
     """Selects the program of a step."""
 
@@ -140,7 +144,7 @@ class LBFGSMemory:
         if sizes["d"] != size:
             raise ValueError(
                 f"the state is that of {sizes['d']} numbers, the parameters have {size}: "
-                "they changed after the first step"
+                "they changed after the first step. opt.state.clear() starts anew"
             )
         if sizes["ro"] != history_size:
             entry = to_torch(self.state.read())
@@ -161,8 +165,35 @@ class LBFGSMemory:
             return {}
         return {self.owner: to_torch(self.state.read())}
 
+    def write(
+        self,
+        changes: Changes,
+        entries: Mapping[Parameter, Mapping[str, Any] | None],
+        groups: Sequence[ActiveGroup],
+    ) -> None:
+        """Adds to the changes that this dict takes the place of the state, or that there is none.
+
+        Raises:
+          TypeError, ValueError: entries that cannot be these parameters'.
+        """
+        given = {p: (f"{p!r}", entry) for p, entry in entries.items() if entry}
+        for name, entry in given.values():
+            unknown = sorted(map(str, entry.keys() - _NAMES))
+            if unknown:
+                raise ValueError(f"state of parameter {name}: L-BFGS has no {unknown}")
+        if given:
+            new = self.loaded(given, groups)
+            if self.state is not None and new.state is not None:
+                new.state.cells[0] = self._cells()["step"]  # which torch's dict lacks
+            changes.update(self.__dict__, {"owner": new.owner, "state": new.state})
+        elif self.owner in entries:
+            changes.update(self.__dict__, {"owner": None, "state": None, "steps": 0})
+
     def loaded(
-        self, entries: Mapping[Parameter, tuple[Any, Any]], groups: Sequence[ActiveGroup]
+        self,
+        entries: Mapping[Parameter, tuple[Any, Any]],
+        groups: Sequence[ActiveGroup],
+        strict: bool = True,
     ) -> LBFGSMemory:
         """A new memory from torch's dicts, each with its key for messages.
 
@@ -170,14 +201,14 @@ class LBFGSMemory:
           TypeError, ValueError: entries that cannot be these parameters'.
         """
         memory = LBFGSMemory(self.stop_on_nan)
-        for group in groups:
-            for p, (key, entry) in entries.items():
-                if p is not group.parameters[0]:
-                    raise ValueError(
-                        f"state of parameter {key}: L-BFGS keeps its state under the first one"
-                    )
-                fresh = _fresh(group.parameters, group.options["history_size"])
-                memory.owner, memory.state = p, CellTree(from_torch(entry, fresh, key))
+        for p, (key, entry) in entries.items():
+            group = _only(groups)
+            if p is not group.parameters[0]:
+                raise ValueError(
+                    f"state of parameter {key}: L-BFGS keeps its state under the first one"
+                )
+            fresh = _fresh(group.parameters, group.options["history_size"])
+            memory.owner, memory.state = p, CellTree(from_torch(entry, fresh, key))
         return memory
 
     @at_one_moment

@@ -100,10 +100,36 @@ class Memory(Protocol):
     def view(self) -> Mapping[Parameter, Mapping[str, Any]]:
         """torch's dict of each parameter that has state."""
 
+    def write(
+        self,
+        changes: Changes,
+        entries: Mapping[Parameter, Mapping[str, Any] | None],
+        groups: Sequence[ActiveGroup],
+    ) -> None:
+        """Adds to the changes that these dicts take the places of what the parameters have.
+
+        Args:
+          changes: to be made.
+          entries: whole dicts; `None` or an empty one for a parameter that is forgotten.
+          groups: all groups, with all their parameters.
+
+        Raises:
+          TypeError, ValueError: an entry that cannot be this parameter's.
+        """
+
     def loaded(
-        self, entries: Mapping[Parameter, tuple[Any, Any]], groups: Sequence[ActiveGroup]
+        self,
+        entries: Mapping[Parameter, tuple[Any, Any]],
+        groups: Sequence[ActiveGroup],
+        strict: bool = True,
     ) -> Memory:
         """A new memory from torch's per-parameter dicts, each with its key for messages.
+
+        Args:
+          entries: by Parameter, the key and the dict.
+          groups: all groups, with all their parameters.
+          strict: refuse a state that is known for some of the parameters which have it in common;
+            else those without start anew.
 
         Raises:
           TypeError, ValueError: an entry that cannot be this parameter's.

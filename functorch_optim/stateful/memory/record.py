@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Collection, Hashable, Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -28,14 +28,22 @@ class Record:
       buffers: cells by torch's names, in torch's order.
       flags: what selected the buffers in use; `None` if that is not known.
       in_use: the cell of each buffer of the rule, in its order; `None` for one that is not used.
+      lacks: the names of numbers that a user took out, or did not yet write.
     """
 
-    __slots__ = ("buffers", "carried", "flags", "in_use", "step")
+    __slots__ = ("buffers", "carried", "flags", "in_use", "lacks", "step")
 
-    def __init__(self, step: int, carried: tuple[Any, ...], buffers: dict[str, Cell]):
+    def __init__(
+        self,
+        step: int,
+        carried: tuple[Any, ...],
+        buffers: dict[str, Cell],
+        lacks: Collection[str] = (),
+    ):
         self.step = step
         self.carried = carried
         self.buffers = buffers
+        self.lacks = lacks
         self.flags: Hashable = None
         self.in_use: tuple[Cell | None, ...] = ()
 
@@ -47,12 +55,13 @@ class Record:
             return buffers
         carried = dict(zip(rule.carried.names, map(scalar_array, self.carried), strict=True))
         step = self.step if rule.torch.step_is_int else scalar_array(self.step)
-        return {"step": step, **carried, **buffers}
+        numbers = {"step": step, **carried}
+        return {k: x for k, x in numbers.items() if k not in self.lacks} | buffers
 
     def snapshot(self) -> Record:
         """A copy that later steps do not change."""
         cells = {name: Cell(cell.read()) for name, cell in self.buffers.items()}
-        return Record(self.step, self.carried, cells)
+        return Record(self.step, self.carried, cells, self.lacks)
 
 
 Needs = Callable[[tuple[int, ...], Any], dict[str, jax.ShapeDtypeStruct]]
@@ -88,23 +97,22 @@ def ready_record(
 
     Raises:
       KeyError: some buffers are there but a needed one is not: a flag was set after the first
-        step, as `amsgrad`.
+        step, as `amsgrad`; or it, or a number, was taken out of the state.
     """
     needed = needs(p.shape, p.dtype)
     if record is None or (needed and not record.buffers):
         buffers = zip(rule.buffers, init_leaf(rule, p._data, h), strict=True)
         cells = {name: Cell(buffer, NOBODY) for name, buffer in buffers if buffer is not None}
         record = Record(0, tuple(map(float32, rule.carried.start(h))), cells)
-    for name in needed:
-        if name not in record.buffers:
-            raise KeyError(name)
+    for name in (*record.lacks, *(name for name in needed if name not in record.buffers)):
+        raise KeyError(name)
     record.flags = flags
     record.in_use = tuple(record.buffers[name] if name in needed else None for name in rule.buffers)
     return record
 
 
-def from_torch(entries: Any, p: Parameter, rule: Rule, needs: Needs, key: Any) -> Record:
-    """A record from torch's per-parameter dict; `key` names it in messages.
+def from_torch(entries: Any, p: Parameter, rule: Rule, needs: Needs, where: str) -> Record:
+    """A record from torch's per-parameter dict, which `where` names in messages.
 
     Buffers have the shapes that the algorithm needs (`needs_of`); what it does not know is kept,
     and has the parameter's shape.
@@ -112,35 +120,71 @@ def from_torch(entries: Any, p: Parameter, rule: Rule, needs: Needs, key: Any) -
     Raises:
       TypeError, ValueError: an entry that cannot be this parameter's.
     """
-    where = f"state of parameter {key}" + (f" ({p.name})" if p.name else "")
+    record = written(None, entries, p, rule, needs, where)
+    for name in record.lacks:
+        raise ValueError(f"{where}: {name} is missing")
+    return record
+
+
+def written(
+    known: Record | None, entries: Any, p: Parameter, rule: Rule, needs: Needs, where: str
+) -> Record:
+    """A record from torch's per-parameter dict, of which numbers may be missing.
+
+    Where the dict holds what the known record shows, the new one holds what that one has.
+
+    Raises:
+      TypeError, ValueError: an entry that cannot be this parameter's.
+    """
     if not isinstance(entries, Mapping):
         raise TypeError(f"{where} should be a dict, but is {type(entries).__name__}")
-    present = {name: value for name, value in entries.items() if value is not None}
-    step = 1  # an algorithm without `step` starts anew where it has no buffers
+    given = {name: value for name, value in entries.items() if value is not None}
+    shown = {} if known is None else known.torch_view(rule)
+
+    def number(name: str, old: Any, convert: Callable[[Any, str], Any]) -> Any:
+        if name not in given:
+            lacks.append(name)
+            return 0
+        value = given.pop(name)
+        return old if name in shown and value is shown[name] else convert(value, f"{where}: {name}")
+
+    lacks: list[str] = []
+    # An algorithm without `step` starts anew where it has no buffers.
+    step = max(1, 1 if known is None else known.step)
     if rule.torch.has_step:
-        step = _step(present.pop("step", None), where)
+        step = number("step", None if known is None else known.step, _count)
+    olds = rule.carried.names if known is None else known.carried
     carried = tuple(
-        float32(_number(present.pop(name, None), f"{where}: {name}")) for name in rule.carried.names
+        number(name, old, _float32) for name, old in zip(rule.carried.names, olds, strict=True)
     )
-    known = needs(p.shape, p.dtype)
     like_p = jax.ShapeDtypeStruct(p.shape, p.dtype)
-    buffers = {
-        name: Cell(_buffer(value, p, known.get(name, like_p), f"{where}: {name}"), OUTSIDE)
-        for name, value in present.items()
-    }
-    return Record(step, carried, buffers)
+    buffers = {}
+    for name, value in given.items():
+        if name in shown and value is shown[name] and known is not None:
+            buffers[name] = known.buffers[name]
+            continue
+        like = needs(p.shape, p.dtype).get(name, like_p)
+        buffers[name] = Cell(_buffer(value, p, like, f"{where}: {name}"), OUTSIDE)
+    return Record(step, carried, buffers, tuple(lacks))
 
 
-def _step(value: Any, where: str) -> int:
-    number = _number(value, f"{where}: step")
+def entry_name(key: Any, p: Parameter) -> str:
+    """What messages call the dict of a parameter which has this key in a state_dict."""
+    return f"state of parameter {key}" + (f" ({p.name})" if p.name else "")
+
+
+def _count(value: Any, where: str) -> int:
+    number = _number(value, where)
     if not (math.isfinite(number) and number >= 0 and number == int(number)):
-        raise ValueError(f"{where}: step should be a count of updates, but is {number}")
+        raise ValueError(f"{where} should be a count of updates, but is {number}")
     return int(number)
 
 
+def _float32(value: Any, where: str) -> float:
+    return float32(_number(value, where))
+
+
 def _number(value: Any, where: str) -> float:
-    if value is None:
-        raise ValueError(f"{where} is missing")
     array = np.asarray(value)
     if array.size != 1 or array.dtype.kind not in "iuf":
         raise TypeError(f"{where} should be a number, but is {value!r}")
