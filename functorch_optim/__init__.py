@@ -1,5 +1,6 @@
 """torch.optim for JAX: pure pairs over pytrees, schedules as functions, a stateful layer."""
 
+from collections.abc import Mapping as _Mapping
 from types import ModuleType as _Module
 
 from .algorithms.adabelief import AdaBeliefState as AdaBeliefState, adabelief as adabelief
@@ -40,6 +41,7 @@ from .core.pair import (
     GradientTransformation as GradientTransformation,
     Schedule as Schedule,
 )
+from .core.slips import NAMES as _NAMES, absent as _absent
 from .core.updating import apply_updates as apply_updates
 from .embeddings import sparse_value_and_grad as sparse_value_and_grad, take as take
 from .schedules import (
@@ -129,3 +131,13 @@ globals()["__all__"] = sorted(
     for name, value in globals().items()
     if not name.startswith("_") and not isinstance(value, _Module)
 )
+
+
+def _torch_names() -> _Mapping[str, str]:
+    from functorch_optim import stateful  # which imports this package, and is not always needed
+
+    return {name: f"functorch_optim.stateful.{name}" for name in stateful.__all__}
+
+
+# By the same token: a type checker would take a `def __getattr__` for a module with any name.
+globals()["__getattr__"] = _absent(__name__, globals()["__all__"], _torch_names, _NAMES)

@@ -12,7 +12,7 @@ from typing import Any
 from functorch_optim.compose.leaf_labels import PerLeaf, check_labels, check_mask, chosen, said_of
 from functorch_optim.core import checks, trees, updating
 from functorch_optim.core.abstract import abstract_aware, is_placeholder
-from functorch_optim.core.equal_pairs import value_equal
+from functorch_optim.core.equal_pairs import recorded, value_equal
 from functorch_optim.core.pair import (
     GradientTransformation,
     Params,
@@ -23,6 +23,7 @@ from functorch_optim.core.pair import (
 )
 
 
+@recorded
 def partition(
     transforms: Mapping[Any, GradientTransformation], labels: PerLeaf
 ) -> GradientTransformation:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import sys
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import jax
+
+from functorch_optim.core.recipe import Recorded
 
 # JAX has no type for a pytree. `Any` lets a checker read the fields of a state: `state.step`.
 Params: TypeAlias = Any
@@ -27,7 +30,14 @@ class _Fields(NamedTuple):
     update: Callable[..., tuple[Updates, State]]
 
 
-class GradientTransformation(_Fields):
+# What is called on torch's optimizers.
+_STATEFUL = (
+    "step zero_grad state_dict load_state_dict param_groups add_param_group state defaults "
+    "register_step_pre_hook register_step_post_hook"
+).split()
+
+
+class GradientTransformation(Recorded, _Fields):
     """A pure `(init, update)` pair, in optax's protocol.
 
     Attributes:
@@ -40,9 +50,10 @@ class GradientTransformation(_Fields):
     optax.GradientTransformation)` holds, and so does `isinstance(tx,
     optax.GradientTransformationExtraArgs)` if `update` takes any keyword argument, as that of every
     pair of this library does. So what was written for optax's pairs takes these.
-    """
 
-    __slots__ = ()
+    A pair of a factory shows the call that made it, and is pickled as that call: unpickled it is
+    the same pair, if the arguments are numbers.
+    """
 
     @property  # type: ignore[misc]  # read-only: nobody sets it
     def __class__(self) -> type[Any]:
@@ -60,13 +71,51 @@ class GradientTransformation(_Fields):
         return theirs if isinstance(theirs, type) else type(self)
 
     # What else asks for x.__class__: the repr of a NamedTuple, for its name, and pickle, which
-    # refuses an object of another class than type(x). (functools.singledispatch asks for it as
-    # well, and takes a pair for optax's.)
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}(init={self.init!r}, update={self.update!r})"
+    # refuses an object of another class than type(x). Recorded has both. (functools.singledispatch
+    # asks for it as well, and takes a pair for optax's.)
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), tuple(self), getattr(self, "__dict__", None)
+    if not TYPE_CHECKING:  # to a type checker it would mean that there is any attribute
+
+        def __getattr__(self, name: str) -> Any:
+            text = f"{type(self).__name__!r} object has no attribute {name!r}"
+            if name in _STATEFUL:
+                text += (
+                    ": a pair is pure. Write updates, state = tx.update(grads, state, params); "
+                    "params = apply_updates(params, updates). torch's optimizers, which have "
+                    f"{name}, are in functorch_optim.stateful"
+                )
+            raise AttributeError(text)
+
+
+def explained(tx: GradientTransformation, name: str) -> GradientTransformation:
+    """The pair, whose functions say how they are called when they are called wrongly."""
+    calls = "state = tx.init(params)", "updates, state = tx.update(grads, state, params)"
+    words = [f"Write {call}, where tx is {name}(...)" for call in calls]
+    new = type(tx)(_explained(tx.init, name, words[0]), _explained(tx.update, name, words[1]))
+    vars(new).update(vars(tx))
+    return new
+
+
+def _explained(function: Callable[..., Any], name: str, words: str) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def called(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except TypeError:
+            problem = _wrong_call(function, args, kwargs)
+            if problem is None:
+                raise
+        raise TypeError(f"{name}: {function.__name__} {problem}. {words}")
+
+    return called
+
+
+def _wrong_call(function: Callable[..., Any], args: Any, kwargs: Any) -> TypeError | None:
+    try:
+        inspect.signature(function).bind(*args, **kwargs)
+    except TypeError as error:
+        return error
+    return None
 
 
 class EmptyState(NamedTuple):

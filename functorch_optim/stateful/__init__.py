@@ -1,5 +1,9 @@
 """torch's face of the library: `import functorch_optim.stateful as optim`."""
 
+from collections.abc import Mapping as _Mapping
+
+import functorch_optim as _pure
+from functorch_optim.core.slips import absent as _absent
 from functorch_optim.stateful import lr_scheduler, swa_utils
 from functorch_optim.stateful.backward import backward
 from functorch_optim.stateful.classes import (
@@ -55,3 +59,14 @@ __all__ = [
     "swa_utils",
     "values",
 ]
+
+
+def _other_names() -> _Mapping[str, str]:
+    classes = {name: f"functorch_optim.stateful.lr_scheduler.{name}" for name in lr_scheduler.__all__}
+    averages = {name: f"functorch_optim.stateful.swa_utils.{name}" for name in swa_utils.__all__}
+    pure = {name: f"functorch_optim.{name}" for name in vars(_pure)["__all__"]}
+    return {**pure, **classes, **averages}
+
+
+# Not by `def`: a type checker would take it for a module with any name.
+globals()["__getattr__"] = _absent(__name__, __all__, _other_names, {})
