@@ -79,7 +79,8 @@ def partition(
         if not isinstance(state, Mapping) or set(state) != set(keys.values()):
             raise ValueError(
                 f"partition: state should be a dict with the keys {[*keys.values()]}, but is "
-                f"{type(state).__name__} {[*state] if isinstance(state, Mapping) else ''}"
+                f"{type(state).__name__} {[*state] if isinstance(state, Mapping) else ''}. "
+                f"{checks.ORDER}"
             )
         said, references, treedef = labelled(grads if params is None else params)
         gs = trees.flatten_like(grads, treedef, "grads")

@@ -61,14 +61,10 @@ class Kinds:
 
         def one(name: str, value: Any) -> Any:
             is_row = isinstance(value, jax.Array | np.ndarray) and value.ndim == 1
-            take = isinstance(value, list) or (is_row and self.is_tuple(name))
-            return tuple(value) if take else value
+            of_tuple = typing.get_origin(self._hints.get(name)) is tuple
+            return tuple(value) if isinstance(value, list) or (is_row and of_tuple) else value
 
         return {name: one(name, value) for name, value in values.items()}
-
-    def is_tuple(self, name: str) -> bool:
-        """Whether the argument is a tuple of so many values."""
-        return typing.get_origin(self._hints.get(name)) is tuple
 
     def check(self, values: Mapping[str, Any]) -> None:
         """Raises for the first argument that is not of its kind, naming it.

@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable
 from typing import Any, ParamSpec, TypeVar, cast
 
 from functorch_optim.core.pair import GradientTransformation, explained
-from functorch_optim.core.recipe import Recorded, record
+from functorch_optim.core.recipe import record
 from functorch_optim.core.slips import bound_arguments
 
 P = ParamSpec("P")
@@ -26,9 +26,7 @@ class BuiltOf(enum.IntEnum):
     ARRAYS = 2  # perhaps traced: never kept
 
 
-def value_equal(
-    build: Callable[P, T], public: Callable[..., Any] | None = None
-) -> Callable[P, T]:
+def value_equal(build: Callable[P, T], public: Callable[..., Any] | None = None) -> Callable[P, T]:
     """Makes calls with equal, hashable arguments return the same object.
 
     A pair (or schedule) that is a static argument of `jax.jit` is compared by identity there, so
@@ -52,7 +50,7 @@ def value_equal(
     alive: weakref.WeakValueDictionary[Hashable, Any] = weakref.WeakValueDictionary()
 
     def made(args: tuple[Any, ...], kwargs: dict[str, Any], made_of: BuiltOf) -> T:
-        built = build(*args, **kwargs)  # type: ignore[arg-type]  # what bind() gave back
+        built = build(*args, **kwargs)
         return _marked(_recorded(built, public or wrapper, args, kwargs), made_of)
 
     @functools.lru_cache(maxsize=1024)
@@ -126,9 +124,8 @@ def _recorded(
     chosen = inspect.signature(factory).parameters
     takes_any = any(p.kind is p.VAR_KEYWORD for p in chosen.values())
     kwargs = {name: value for name, value in kwargs.items() if takes_any or name in chosen}
-    if isinstance(built, GradientTransformation) and isinstance(built, Recorded):
-        if "recipe" not in vars(built):
-            built = cast(T, explained(built, factory.__name__))
+    if isinstance(built, GradientTransformation) and "recipe" not in vars(built):
+        built = cast(T, explained(built, factory.__name__))
     record(built, factory, args, kwargs)
     return built
 

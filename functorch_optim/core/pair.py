@@ -32,9 +32,9 @@ class _Fields(NamedTuple):
 
 # What is called on torch's optimizers.
 _STATEFUL = (
-    "step zero_grad state_dict load_state_dict param_groups add_param_group state defaults "
-    "register_step_pre_hook register_step_post_hook"
-).split()
+    *("step", "zero_grad", "state", "state_dict", "load_state_dict", "defaults", "param_groups"),
+    *("add_param_group", "register_step_pre_hook", "register_step_post_hook", "make_step"),
+)
 
 
 class GradientTransformation(Recorded, _Fields):
@@ -132,7 +132,7 @@ def stateless(changed: Callable[[Updates, Params | None], Updates]) -> GradientT
             name = changed.__qualname__.split(".")[0]
             raise TypeError(
                 f"{name} remembers nothing: state should be the EmptyState that init returned, but "
-                f"is a {type(state).__name__}"
+                f"is a {type(state).__name__}. Call update(grads, state, params), in this order"
             )
         return changed(updates, params), state
 

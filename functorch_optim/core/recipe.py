@@ -11,10 +11,9 @@ import inspect
 import pickle
 import sys
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
 
 _INDENT = "    "
@@ -43,7 +42,8 @@ class Recipe:
     def name(self) -> str:
         """The factory as it is written in a call."""
         built = _of_function(self.factory)
-        return str(built) if built is not None else str(getattr(self.factory, "__name__", type(self.factory).__name__))
+        named = getattr(self.factory, "__name__", type(self.factory).__name__)
+        return str(named if built is None else built)
 
     def __str__(self) -> str:
         return _call(self.name, _arguments(self))
@@ -203,9 +203,8 @@ def _check_picklable(recipe: Recipe) -> None:
     nameless = _nameless(recipe)
     if nameless is not None and not _pickles_by_value():
         raise pickle.PicklingError(
-            f"{recipe.name} cannot be pickled: it is built of {nameless!r}, which has no name in a "
-            "module. Define it by `def` at the top of a module; a number, a schedule of this "
-            "library and a tree in the place of a function can be pickled as well"
+            f"this pair, {recipe.name}(...), cannot be pickled: it is built of {nameless!r}, which "
+            "has no name in a module. Define it by `def` at the top of one"
         )
 
 

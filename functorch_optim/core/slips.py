@@ -28,7 +28,6 @@ _ARGUMENTS: Mapping[str, tuple[str, ...]] = {
     "l2": ("weight_decay",),
     "wd": ("weight_decay",),
     "decay": ("alpha", "rho", "weight_decay"),
-    "momentum": ("betas",),
     "beta": ("momentum", "betas"),
     "rho": ("alpha",),
     "alpha": ("eta_min",),
@@ -220,10 +219,8 @@ def advice(given: str, signature: inspect.Signature, kwargs: Mapping[str, Any]) 
     for candidate in _ARGUMENTS.get(given, ()):
         if candidate in known:
             return f"write {candidate} ({_SEE})"
-    if given in _ELSEWHERE and "lr" in known or given.startswith("grad"):
-        words = _ELSEWHERE.get(given)
-        if words is not None:
-            return f"{words} ({_SEE})"
+    if given in _ELSEWHERE:
+        return f"{_ELSEWHERE[given]} ({_SEE})"
     close = difflib.get_close_matches(given.lower(), known, n=1, cutoff=0.7)
     return f"did you mean {close[0]}?" if close else ""
 
@@ -257,28 +254,27 @@ def _is_tree(x: Any) -> bool:
     return isinstance(x, Mapping | list | tuple | Iterator) or not jax.tree_util.all_leaves([x])
 
 
-def check_coefficients(
-    name: str, signature: inspect.Signature, args: tuple[Any, ...], is_row: Callable[[str], bool]
-) -> None:
+def check_coefficients(name: str, signature: inspect.Signature, args: tuple[Any, ...]) -> None:
     """Raises TypeError for the numbers of a tuple that are given one by one: `adam(lr, 0.9, 0.98)`.
 
-    `is_row(argument)` says whether an argument is a tuple.
+    An argument is a tuple if its default is one.
     """
     for index, (argument, given) in enumerate(zip(signature.parameters, args, strict=False)):
         default = signature.parameters[argument].default
-        if not is_row(argument) or not isinstance(given, int | float) or given is True:
+        if not isinstance(default, tuple) or not isinstance(given, int | float):
             continue
-        row = [*default] if isinstance(default, tuple) else []
+        row = [*default]
         numbers = [x for x in args[index : index + len(row)] if isinstance(x, int | float)]
         row[: len(numbers)] = numbers
+        meant = ", ".join(map(_short, row))
         raise TypeError(
             f"{name}(): {argument} should be a tuple of {len(row)} values, but got {given!r} of "
-            f"type {type(given).__name__}. Write {argument}=({', '.join(map(_short, row))}) ({_SEE})"
+            f"type {type(given).__name__}. Write {argument}=({meant}) ({_SEE})"
         )
 
 
 def _short(x: Any) -> str:
-    return repr(x) if isinstance(x, int | float) else "..."
+    return repr(x) if x is None or isinstance(x, int | float) else "..."
 
 
 def absent(

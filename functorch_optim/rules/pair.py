@@ -74,11 +74,12 @@ def per_leaf(rule: Rule, **fixed: Any) -> Callable[[Callable[P, None]], Factory[
     def decorate(check: Callable[P, None]) -> Factory[P]:
         signature = inspect.signature(check)
         kinds = Kinds(check, rule.torch.takes_nan)
+
         @functools.wraps(check)
         def factory(*args: P.args, **kwargs: P.kwargs) -> GradientTransformation:
             slips.check_first(check.__name__, signature, args)
             bound = slips.bound_arguments(check.__name__, signature, args, kwargs)
-            slips.check_coefficients(check.__name__, signature, args, kinds.is_tuple)
+            slips.check_coefficients(check.__name__, signature, args)
             bound.apply_defaults()
             values = kinds.plain(bound.arguments)
             try:

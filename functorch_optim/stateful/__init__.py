@@ -62,10 +62,10 @@ __all__ = [
 
 
 def _other_names() -> _Mapping[str, str]:
-    classes = {name: f"functorch_optim.stateful.lr_scheduler.{name}" for name in lr_scheduler.__all__}
-    averages = {name: f"functorch_optim.stateful.swa_utils.{name}" for name in swa_utils.__all__}
-    pure = {name: f"functorch_optim.{name}" for name in vars(_pure)["__all__"]}
-    return {**pure, **classes, **averages}
+    names = {name: f"functorch_optim.{name}" for name in vars(_pure)["__all__"]}
+    for module in lr_scheduler, swa_utils:
+        names |= {name: f"{module.__name__}.{name}" for name in module.__all__}
+    return names
 
 
 # Not by `def`: a type checker would take it for a module with any name.

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from functorch_optim.core.updating import add
 from functorch_optim.stateful.memory.cell import VALUES, Changes
-from functorch_optim.stateful.model import Skeleton, arrays, split
+from functorch_optim.stateful.model import Skeleton, arrays, check_loss, no_gradient, split
 from functorch_optim.stateful.program_cache import ProgramCache
 
 
@@ -32,9 +32,10 @@ def backward(
       The loss, or `(loss, aux)`. For a complex Parameter `.grad` is torch's: the direction of
       steepest ascent, the conjugate of what `jax.grad` returns.
     """
+    check_loss("backward", loss_fn)
     skeleton, trained, constant = split(model)
     if not trained:
-        raise ValueError("backward: no Parameter of the model requires a gradient")
+        raise ValueError(f"backward: {no_gradient(model)}")
     program = _programs(loss_fn, has_aux)
     with VALUES:  # a step on another thread does not take these arrays now
         (loss, aux), grads = program(skeleton, arrays(trained), arrays(constant), args)

@@ -85,6 +85,28 @@ def split(model: Any, trained: Any = None) -> tuple[Skeleton, list[Parameter], l
     return Skeleton(treedef, tuple(sources)), list(chosen), constant
 
 
+def check_loss(caller: str, loss_fn: Any) -> None:
+    """Raises TypeError for a loss that is no function: a value says nothing of its gradient."""
+    if not callable(loss_fn):
+        raise TypeError(
+            f"{caller}: loss_fn should be the function that computes the loss, but is "
+            f"{_kind(loss_fn)}. Write {caller}(loss_fn, model, ...), where loss_fn(params, "
+            "...) returns the loss"
+        )
+
+
+def _kind(x: Any) -> str:
+    return "an array" if hasattr(x, "dtype") else f"of type {type(x).__name__}"
+
+
+def no_gradient(model: Any) -> str:
+    """Why there is nothing to differentiate by in a model."""
+    if any(isinstance(leaf, Parameter) for leaf in jax.tree.leaves(model)):
+        return "no Parameter of the model requires a gradient"
+    what = type(model).__name__
+    return f"the model, a {what}, has no Parameters. Wrap it: model = optim.parameters(tree)"
+
+
 def arrays(cells: Sequence[Any]) -> tuple[Any, ...]:
     """The arrays of Parameters and plain arrays, to be read by a computation."""
     return tuple(x._data if isinstance(x, Parameter) else x for x in cells)

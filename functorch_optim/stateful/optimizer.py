@@ -23,7 +23,7 @@ from functorch_optim.stateful.memory import torch_layout
 from functorch_optim.stateful.memory.by_leaf import LeafMemory
 from functorch_optim.stateful.memory.cell import OUTSIDE, VALUES, Changes
 from functorch_optim.stateful.memory.protocol import ActiveGroup, Memory
-from functorch_optim.stateful.model import arrays, split, values
+from functorch_optim.stateful.model import arrays, check_loss, split, values
 from functorch_optim.stateful.parameter import Parameter
 from functorch_optim.stateful.step import compile_log, program
 from functorch_optim.stateful.step.run import Call, Outcome, run
@@ -168,7 +168,12 @@ class Optimizer:
                 return plan, values, buffers, ordered, numbers
 
             inputs = [g for of_group in ordered for g in of_group]
-            self._run(active, Call(program.compiled_update, arguments, inputs, None), ordered)
+            try:
+                self._run(active, Call(program.compiled_update, arguments, inputs, None), ordered)
+            except ValueError:
+                for p, grad in grads.items():
+                    p.check_devices(grad)  # JAX's message says grads[0][17]
+                raise
         return result
 
     def make_step(
@@ -199,6 +204,7 @@ class Optimizer:
           ValueError: accumulate is not a positive integer; from `train_step`: no Parameter of the
             model is held by this optimizer, or the micro-batches are not stacked.
         """
+        check_loss("make_step", loss_fn)
         program.check_accumulate(accumulate)
         if clip_norm is not None:
             checks.not_negative(clip_norm=clip_norm)

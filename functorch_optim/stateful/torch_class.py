@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, cast
 
+from functorch_optim.core import slips
 from functorch_optim.core.pair import GradientTransformation
 from functorch_optim.rules.docstrings import of_class
 from functorch_optim.rules.pair import Factory
@@ -53,10 +54,9 @@ def torch_class(
     ordered = [key for key in (keys or arguments).split() if key != "*"]
 
     def __init__(self: Optimizer, params: Any, *args: Any, **kwargs: Any) -> None:
-        try:
-            bound = signature.bind(self, params, *args, **kwargs)
-        except TypeError as error:
-            raise TypeError(f"{name}.__init__() {error}") from None
+        given = self, params, *args
+        bound = slips.bound_arguments(f"{name}.__init__", signature, given, kwargs)
+        slips.check_coefficients(f"{name}.__init__", signature, given)
         bound.apply_defaults()
         chosen = {**bound.arguments, **factory.fixed}
         factory(**{k: chosen[k] for k in inspect.signature(factory).parameters})
