@@ -8,7 +8,8 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import inspect
-from collections.abc import Callable, Collection, Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 import jax
@@ -33,7 +34,6 @@ _ARGUMENTS: Mapping[str, tuple[str, ...]] = {
     "alpha": ("eta_min",),
     "end_value": ("eta_min", "end_factor"),
     "decay_rate": ("gamma", "beta2_decay"),
-    "gamma": ("decay_rate",),
     "decay_steps": ("T_max", "total_iters", "step_size"),
     "transition_steps": ("total_iters", "step_size", "total_steps"),
     "warmup_steps": ("steps", "total_iters"),
@@ -58,7 +58,6 @@ _ARGUMENTS: Mapping[str, tuple[str, ...]] = {
     "optimizer": ("tx",),
     "inner_optimizer": ("tx",),
     "base_optimizer": ("tx",),
-    "fast_optimizer": ("tx",),
     "inner_factory": ("factory",),
     "step_size_fn": ("schedule",),
     "initial_scale": ("initial_accumulator_value",),
@@ -85,6 +84,7 @@ _ELSEWHERE: Mapping[str, str] = {
     "nesterov": "Adam with Nesterov's momentum is nadam; sgd, lars and muon have the flag",
     "momentum": "only sgd, rmsprop, lars and muon have a momentum; trace(decay) is one in a chain",
     "bias_correction": "this algorithm has no such choice: leave it out",
+    "fast_optimizer": "write chain(pair, lookahead(sync_period, slow_step_size))",
     "foreach": "XLA always fuses: leave it out",
     "fused": "XLA always fuses: leave it out",
     "capturable": "every pair compiles: leave it out",
@@ -122,7 +122,7 @@ NAMES: Mapping[str, str] = {
     "conditionally_mask": "skip_nonfinite(tx), or lax.cond around tx.update",
     "clip": "clip_by_value(max_value)",
     "adaptive_gradient_clip": "adaptive_grad_clip(clipping)",
-    "clip_by_block_rms": "clip_by_leaf_norm(max_norm)",
+    "clip_by_block_rms": "clip_by_leaf_norm(max_norm), of the norm instead of its mean",
     "per_example_global_norm_clip": "clip_by_global_norm under jax.vmap",
     "clip_grad_norm": "clip_by_global_norm(max_norm), or functorch_optim.stateful.clip_grad_norm_",
     "clip_grad_norm_": "clip_by_global_norm(max_norm), or functorch_optim.stateful.clip_grad_norm_",
@@ -130,12 +130,9 @@ NAMES: Mapping[str, str] = {
     "scale_by_learning_rate": "scale(-lr), or scale_by_schedule(lambda step: -schedule(step))",
     "scale_by_trust_ratio": "trust_ratio(coefficient)",
     "scale_by_sign": "sign()",
-    "scale_by_adam": "chain(adam(lr=1.0), scale(-1.0)): its updates are those of a descent",
-    "scale_by_rms": "chain(rmsprop(lr=1.0), scale(-1.0)): its updates are those of a descent",
-    "scale_by_lion": "chain(lion(lr=1.0), scale(-1.0)): its updates are those of a descent",
     "reduce_on_plateau": "scale_by_plateau(), or reduce_lr_on_plateau(lr)",
     "centralize_gradients": "centralize()",
-    "adamaxw": "chain(adamax(lr), scale_by_schedule(...)): there is no decoupled form",
+    "adamaxw": "adamax(lr, weight_decay=...), whose decay is coupled",
     "nadamw": "nadam(decoupled_weight_decay=True)",
     "radamw": "radam(decoupled_weight_decay=True)",
     "amsgrad": "adam(amsgrad=True)",
@@ -143,7 +140,6 @@ NAMES: Mapping[str, str] = {
     "signum": "chain(trace(decay), sign(), scale(-lr))",
     "momentum": "sgd(lr, momentum)",
     "incremental_update": "ema_average(decay)",
-    "periodic_update": "lookahead(sync_period, slow_step_size)",
     "EMA": "ema_average(decay), or ema(decay) for updates",
     "AveragedModel": "swa_average(), or functorch_optim.stateful.swa_utils.AveragedModel",
     "noisy_sgd": "chain(add_noise(eta, gamma, key), sgd(lr))",
@@ -158,7 +154,7 @@ NAMES: Mapping[str, str] = {
     "exponential_decay": "exponential_lr(lr, gamma), or step_lr(lr, step_size, gamma) for stairs",
     "cosine_decay_schedule": "cosine_annealing_lr(lr, T_max, eta_min)",
     "CosineDecay": "cosine_annealing_lr(lr, T_max, eta_min)",
-    "warmup_cosine_decay_schedule": "warmup(cosine_annealing_lr(lr, T_max), steps)",
+    "warmup_cosine_decay_schedule": "warmup(cosine_annealing_lr(lr, decay_steps - steps), steps)",
     "warmup_constant_schedule": "warmup(constant_lr(lr, 1.0), steps)",
     "warmup_exponential_decay_schedule": "warmup(exponential_lr(lr, gamma), steps)",
     "piecewise_constant_schedule": "multi_step_lr(lr, milestones, gamma)",
@@ -187,6 +183,12 @@ def bound_arguments(
       TypeError: they do not fit. The function is named, and for an argument that is called
         otherwise elsewhere what to write.
     """
+    if args and hasattr(args[0], "param_groups"):
+        raise TypeError(
+            f"{name}() takes no optimizer, but got a {type(args[0]).__name__}. Schedules and pairs "
+            "are functions; torch's schedulers, StepLR(optimizer, ...) and the others, are in "
+            "functorch_optim.stateful.lr_scheduler"
+        )
     try:
         return signature.bind(*args, **kwargs)
     except TypeError as error:
@@ -234,24 +236,28 @@ def _betas(default: Any, kwargs: Mapping[str, Any]) -> str:
     return f"({', '.join(map(_short, betas))})"
 
 
-def check_first(name: str, signature: inspect.Signature, args: tuple[Any, ...]) -> None:
+def check_first(
+    name: str, signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> None:
     """Raises TypeError for parameters in the place of the first argument, a number.
 
     In torch they come first.
     """
-    if args and _is_tree(args[0]):
-        first = next(iter(signature.parameters))
+    first = next(iter(signature.parameters), "")
+    given = args[0] if args else kwargs.get(first)
+    if _is_tree(given):
         raise TypeError(
-            f"{name}() takes no parameters, but the first argument, {first}, is a "
-            f"{type(args[0]).__name__}. Write tx = {name}({first}=...); state = tx.init(params). "
+            f"{name}() takes no parameters, but its first argument, {first}, is of type "
+            f"{type(given).__name__}. Write tx = {name}({first}=...); state = tx.init(params). "
             "torch's optimizers, which hold their parameters, are in functorch_optim.stateful"
         )
 
 
 def _is_tree(x: Any) -> bool:
-    if x is None or callable(x) or isinstance(x, str):
-        return False
-    return isinstance(x, Mapping | list | tuple | Iterator) or not jax.tree_util.all_leaves([x])
+    """Whether x may be parameters: a tree of arrays, or what torch's `parameters()` returns."""
+    if x is None or callable(x) or jax.tree_util.all_leaves([x]):
+        return isinstance(x, Iterator)
+    return isinstance(x, Mapping) or any(hasattr(leaf, "dtype") for leaf in jax.tree.leaves(x))
 
 
 def check_coefficients(name: str, signature: inspect.Signature, args: tuple[Any, ...]) -> None:
@@ -279,7 +285,7 @@ def _short(x: Any) -> str:
 
 def absent(
     module: str,
-    known: Collection[str],
+    known: Sequence[str],
     elsewhere: Callable[[], Mapping[str, str]],
     foreign: Mapping[str, str],
 ) -> Callable[[str], NoReturn]:
@@ -299,12 +305,19 @@ def absent(
     def _meant(name: str) -> str:
         if importlib.util.find_spec(f"{module}.{name}") is not None:
             return f": it is a module, import {module}.{name} first"
-        found = [f"{module}.{x}" for x in known if _bare(x) == _bare(name)]
-        found += [words for x, words in elsewhere().items() if _bare(x) == _bare(name)]
         if name in foreign:
             return f": write {foreign[name]} ({_SEE})"
+        by_bare = {_bare(x): x for x in reversed(known)}
+        found = [f"{module}.{x}" for x in known if _bare(x) == _bare(name)]
+        found += [words for x, words in elsewhere().items() if _bare(x) == _bare(name)]
+        part = by_bare.get(_bare(name).removeprefix("scaleby"))
+        if not found and part is not None:
+            if name.islower():  # without the learning rate, and not yet a descent
+                return f": write chain({part}(lr=1.0), scale(-1.0)) ({_SEE})"
+            found = [f"{module}.{part}"]
+        if not found and hasattr(sys.modules.get("optax"), name):
+            return f": write optax.{name}, which goes together with what is here ({_SEE})"
         if not found:
-            by_bare = {_bare(x): x for x in known}
             close = difflib.get_close_matches(_bare(name), by_bare, n=2, cutoff=0.75)
             found = [f"{module}.{by_bare[x]}" for x in close]
         return f": did you mean {' or '.join(found)}?" if found else ""

@@ -77,7 +77,7 @@ def per_leaf(rule: Rule, **fixed: Any) -> Callable[[Callable[P, None]], Factory[
 
         @functools.wraps(check)
         def factory(*args: P.args, **kwargs: P.kwargs) -> GradientTransformation:
-            slips.check_first(check.__name__, signature, args)
+            slips.check_first(check.__name__, signature, args, kwargs)
             bound = slips.bound_arguments(check.__name__, signature, args, kwargs)
             slips.check_coefficients(check.__name__, signature, args)
             bound.apply_defaults()
