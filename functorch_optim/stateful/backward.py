@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from functorch_optim.core.updating import add
 from functorch_optim.stateful.memory.cell import VALUES, Changes
-from functorch_optim.stateful.model import Skeleton, arrays, check_loss, no_gradient, split
+from functorch_optim.stateful.model import Skeleton, arrays, check_loss, if_plain, split
 from functorch_optim.stateful.program_cache import ProgramCache
 
 
@@ -35,7 +35,9 @@ def backward(
     check_loss("backward", loss_fn)
     skeleton, trained, constant = split(model)
     if not trained:
-        raise ValueError(f"backward: {no_gradient(model)}")
+        raise ValueError(
+            f"backward: no Parameter of the model requires a gradient{if_plain(model)}"
+        )
     program = _programs(loss_fn, has_aux)
     with VALUES:  # a step on another thread does not take these arrays now
         (loss, aux), grads = program(skeleton, arrays(trained), arrays(constant), args)

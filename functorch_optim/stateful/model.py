@@ -99,12 +99,11 @@ def _kind(x: Any) -> str:
     return "an array" if hasattr(x, "dtype") else f"of type {type(x).__name__}"
 
 
-def no_gradient(model: Any) -> str:
-    """Why there is nothing to differentiate by in a model."""
+def if_plain(model: Any) -> str:
+    """What to do with a model that is a plain tree; "" for one that has Parameters."""
     if any(isinstance(leaf, Parameter) for leaf in jax.tree.leaves(model)):
-        return "no Parameter of the model requires a gradient"
-    what = type(model).__name__
-    return f"the model, a {what}, has no Parameters. Wrap it: model = optim.parameters(tree)"
+        return ""
+    return f". The {type(model).__name__} given has none: wrap it, model = optim.parameters(tree)"
 
 
 def arrays(cells: Sequence[Any]) -> tuple[Any, ...]:

@@ -23,7 +23,7 @@ from functorch_optim.stateful.memory import torch_layout
 from functorch_optim.stateful.memory.by_leaf import LeafMemory
 from functorch_optim.stateful.memory.cell import OUTSIDE, VALUES, Changes
 from functorch_optim.stateful.memory.protocol import ActiveGroup, Memory
-from functorch_optim.stateful.model import arrays, check_loss, split, values
+from functorch_optim.stateful.model import arrays, check_loss, if_plain, split, values
 from functorch_optim.stateful.parameter import Parameter
 from functorch_optim.stateful.step import compile_log, program
 from functorch_optim.stateful.step.run import Call, Outcome, run
@@ -215,7 +215,10 @@ class Optimizer:
             members = self._parameters()
             skeleton, trained, constant = split(model, members)
             if not trained:
-                raise ValueError("make_step: no Parameter of the model is held by this optimizer")
+                raise ValueError(
+                    "make_step: no Parameter of the model is held by this optimizer"
+                    f"{if_plain(model)}"
+                )
             if accumulate > 1:
                 program.check_micro_batches(args, accumulate)
             active = self._active(members if self._memory.steps_as_one else set(trained))

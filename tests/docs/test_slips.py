@@ -103,7 +103,12 @@ TABLE = (
     slip(
         "backward of a plain tree",
         lambda: optim.backward(loss_fn, PARAMS),
-        *(ValueError, "a dict, has no Parameters", "optim.parameters(tree)"),
+        *(ValueError, "The dict given has none: wrap it, model = optim.parameters(tree)"),
+    ),
+    slip(
+        "make_step of a plain tree",
+        lambda: opt().make_step(loss_fn, PARAMS)(),
+        *(ValueError, "The dict given has none: wrap it, model = optim.parameters(tree)"),
     ),
     slip(
         "make_step of a value",
