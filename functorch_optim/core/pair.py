@@ -89,32 +89,33 @@ class GradientTransformation(Recorded, _Fields):
 
 def explained(tx: GradientTransformation, name: str) -> GradientTransformation:
     """The pair, whose functions say how they are called when they are called wrongly."""
-    calls = "state = tx.init(params)", "updates, state = tx.update(grads, state, params)"
-    words = [f"Write {call}, where tx is {name}(...)" for call in calls]
-    new = type(tx)(_explained(tx.init, name, words[0]), _explained(tx.update, name, words[1]))
+    init = _explained(tx.init, f"{name}: init", "state = tx.init(params)")
+    call = "updates, state = tx.update(grads, state, params)"
+    new = type(tx)(init, _explained(tx.update, f"{name}: update", call))
     vars(new).update(vars(tx))
     return new
 
 
-def _explained(function: Callable[..., Any], name: str, words: str) -> Callable[..., Any]:
+def _explained(function: Callable[..., Any], name: str, call: str) -> Callable[..., Any]:
     @functools.wraps(function)
     def called(*args: Any, **kwargs: Any) -> Any:
         try:
             return function(*args, **kwargs)
         except TypeError:
-            problem = _wrong_call(function, args, kwargs)
+            problem = _problem(function, args, kwargs)
             if problem is None:
                 raise
-        raise TypeError(f"{name}: {function.__name__} {problem}. {words}")
+        raise TypeError(f"{name}() {problem}. Write {call}")
 
     return called
 
 
-def _wrong_call(function: Callable[..., Any], args: Any, kwargs: Any) -> TypeError | None:
+def _problem(function: Callable[..., Any], args: Any, kwargs: Any) -> str | None:
+    """What is wrong with the arguments; `None` if an error came from inside of the function."""
     try:
         inspect.signature(function).bind(*args, **kwargs)
     except TypeError as error:
-        return error
+        return str(error)
     return None
 
 

@@ -12,6 +12,7 @@ import pickle
 import sys
 import weakref
 from collections.abc import Mapping
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -76,13 +77,15 @@ class Recorded:
         recipe = _recipe_of(self)
         if recipe is not None:
             return str(recipe)
-        fields = ", ".join(f"{k}={v!r}" for k, v in self._asdict().items())  # type: ignore[attr-defined]  # of the named tuple
-        return f"{type(self).__name__}({fields})"
+        fields: Any = self
+        texts = [f"{name}={value!r}" for name, value in fields._asdict().items()]
+        return f"{type(self).__name__}({', '.join(texts)})"
 
     def __reduce__(self) -> tuple[Any, ...]:
         recipe = _recipe_of(self)
         if recipe is None:
-            return type(self), tuple(self), getattr(self, "__dict__", None)  # type: ignore[arg-type]  # a named tuple
+            fields: Any = self
+            return type(self), tuple(fields), getattr(self, "__dict__", None)
         _check_picklable(recipe)
         return recipe.call()
 
@@ -238,10 +241,10 @@ def _parts(x: Any) -> tuple[Any, ...]:
 
 def _pickles_by_value() -> bool:
     """Whether the pickler at work takes functions without a name: cloudpickle, and Ray by it."""
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         module = str(frame.f_globals.get("__name__", "")).rpartition(".")[2]
         if module in ("cloudpickle", "cloudpickle_fast", "_dill"):
             return True
-        frame = frame.f_back  # type: ignore[assignment]  # None at the end
+        frame = frame.f_back
     return False
