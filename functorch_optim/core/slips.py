@@ -239,16 +239,17 @@ def _betas(default: Any, kwargs: Mapping[str, Any]) -> str:
 def check_first(
     name: str, signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> None:
-    """Raises TypeError for parameters in the place of the first argument, a number.
-
-    In torch they come first.
-    """
+    """Raises TypeError for parameters in the place of the first argument, a number."""
     first = next(iter(signature.parameters), "")
-    given = args[0] if args else kwargs.get(first)
+    check_no_parameters(name, first, args[0] if args else kwargs.get(first))
+
+
+def check_no_parameters(name: str, argument: str, given: Any) -> None:
+    """Raises TypeError for parameters in the place of a number: in torch they come first."""
     if _is_tree(given):
         raise TypeError(
-            f"{name}() takes no parameters, but its first argument, {first}, is of type "
-            f"{type(given).__name__}. Write tx = {name}({first}=...); state = tx.init(params). "
+            f"{name}() takes no parameters, but its first argument, {argument}, is of type "
+            f"{type(given).__name__}. Write tx = {name}({argument}=...); state = tx.init(params). "
             "torch's optimizers, which hold their parameters, are in functorch_optim.stateful"
         )
 
@@ -315,6 +316,9 @@ def absent(
             if name.islower():  # without the learning rate, and not yet a descent
                 return f": write chain({part}(lr=1.0), scale(-1.0)) ({_SEE})"
             found = [f"{module}.{part}"]
+        for x, words in foreign.items():
+            if not found and _bare(x) == _bare(name):
+                return f": write {words} ({_SEE})"
         if not found and hasattr(sys.modules.get("optax"), name):
             return f": write optax.{name}, which goes together with what is here ({_SEE})"
         if not found:

@@ -63,6 +63,10 @@ __all__ = [
 
 def _other_names() -> _Mapping[str, str]:
     names = {name: f"functorch_optim.{name}" for name in vars(_pure)["__all__"]}
+    classes = {name.lower() for name in __all__}
+    for name, pure in names.items():
+        if hasattr(getattr(_pure, name), "rule") and name.replace("_", "") not in classes:
+            names[name] = f"from_transformation({pure}), which makes a class of {pure}"
     for module in lr_scheduler, swa_utils:
         names |= {name: f"{module.__name__}.{name}" for name in module.__all__}
     return names

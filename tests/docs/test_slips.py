@@ -128,12 +128,14 @@ TABLE = (
     attribute("no capital", lambda: optim.adam, "functorch_optim.stateful.Adam", "fo.adam?"),
     attribute("a capital", lambda: optim.Adamw, "functorch_optim.stateful.AdamW"),
     attribute("a pure one", lambda: optim.chain, "fo.chain?"),
+    attribute("a class to make", lambda: optim.Lion, "from_transformation(functorch_optim.lion)"),
     attribute("a scheduler", lambda: optim.StepLR, "stateful.lr_scheduler.StepLR"),
     attribute("an average", lambda: optim.AveragedModel, "stateful.swa_utils.AveragedModel"),
     attribute("torch's clipping", lambda: fo.clip_grad_norm_, "write clip_by_global_norm("),
     # Names of optax.
     attribute("MultiSteps", lambda: fo.MultiSteps, "write accumulate(tx, every_k)", SEE),
     attribute("multi_transform", lambda: fo.multi_transform, "write partition(", SEE),
+    attribute("a capital", lambda: fo.MultiTransform, "write partition(", SEE),
     attribute("join_schedules", lambda: fo.join_schedules, "write sequential_lr(", SEE),
     attribute("a cosine", lambda: fo.cosine_decay_schedule, "cosine_annealing_lr(", SEE),
     attribute("scale_by_adam", lambda: fo.scale_by_adam, "chain(adam(lr=1.0), scale(-1.0))", SEE),
@@ -171,6 +173,7 @@ TABLE = (
     ),
     slip("parameters only", lambda: fo.sgd(PARAMS), TypeError, "takes no parameters", "tx.init"),
     slip("parameters as lr", lambda: fo.sgd(lr=PARAMS), TypeError, "takes no parameters"),
+    slip("parameters of lbfgs", lambda: fo.lbfgs(PARAMS), TypeError, "takes no parameters"),
     slip("torch's iterator", lambda: fo.sgd(iter([1])), TypeError, "takes no parameters"),
     slip(
         "an optimizer for a schedule",
