@@ -210,7 +210,7 @@ def main() -> None:
     if arguments.epochs < 2:
         parser.error("--epochs should be at least 2")
     epochs, seed, dtype = arguments.epochs, arguments.seed, arguments.dtype
-    out = arguments.out or Path(tempfile.mkdtemp(prefix="digits-"))
+    out = (arguments.out or Path(tempfile.mkdtemp(prefix="digits-"))).resolve()
     out.mkdir(parents=True, exist_ok=True)
     jax.config.update("jax_enable_x64", dtype == "float64")
     torch.manual_seed(seed)

@@ -1,6 +1,6 @@
 """Draw every learning-rate schedule on one page.
 
-    python docs/examples/schedule_gallery.py [--out schedules.png] [--steps 240]
+    python docs/examples/schedule_gallery.py [--out FOLDER] [--steps 240]
 
 Each panel is one call of the library, its arguments in the caption below the name. The schedules
 that also move the momentum, and the one that follows a metric, come last.
@@ -8,6 +8,7 @@ that also move the momentum, and the one that follows a metric, come last.
 
 import argparse
 import math
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -170,14 +171,16 @@ def draw(steps: int, path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Draw every learning-rate schedule on one page.")
-    parser.add_argument("--out", type=Path, default=Path("schedules.png"), help="the PNG to write")
+    parser.add_argument("--out", type=Path, help="folder for the figure (default: a temporary one)")
     parser.add_argument("--steps", type=int, default=240, help="the counts to draw (default 240)")
     arguments = parser.parse_args()
     if arguments.steps < 24:
         parser.error("--steps should be at least 24")
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    draw(arguments.steps, arguments.out)
-    print(arguments.out)
+    out = (arguments.out or Path(tempfile.mkdtemp(prefix="schedules-"))).resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    figure = out / "schedules.png"
+    draw(arguments.steps, figure)
+    print(f"figure: {figure}")
 
 
 if __name__ == "__main__":

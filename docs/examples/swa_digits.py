@@ -171,7 +171,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.epochs < 2:
         parser.error("--epochs should be at least 2")
-    out = arguments.out or Path(tempfile.mkdtemp(prefix="digits-"))
+    out = (arguments.out or Path(tempfile.mkdtemp(prefix="digits-"))).resolve()
     out.mkdir(parents=True, exist_ok=True)
 
     data, test = load()

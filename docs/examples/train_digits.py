@@ -239,7 +239,7 @@ def main() -> None:
     if arguments.epochs < 1:
         parser.error("--epochs should be at least 1")
     epochs, seed = arguments.epochs, arguments.seed
-    out = arguments.out or Path(tempfile.mkdtemp(prefix="digits-"))
+    out = (arguments.out or Path(tempfile.mkdtemp(prefix="digits-"))).resolve()
     out.mkdir(parents=True, exist_ok=True)
 
     train, test = load()

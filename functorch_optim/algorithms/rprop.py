@@ -73,7 +73,7 @@ def rprop(
     checks.learning_rate(lr)
     low, high = etas[0], etas[1]
     in_order = not is_number(low) or 0.0 < low < 1.0  # type: ignore[operator]  # a number here
-    in_order = in_order and (not is_number(high) or high > 1.0)  # type: ignore[operator]
+    in_order = in_order and (not is_number(high) or high > 1.0)  # type: ignore[operator]  # a number
     if not in_order:
         raise ValueError(f"Invalid eta values: {low}, {high}")
     checks.finite(**{"step_sizes[0]": step_sizes[0]})

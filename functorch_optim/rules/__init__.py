@@ -6,12 +6,11 @@ library has an example of each. What a rule's functions compute with (`sqrt`, `o
 others, exact on the host and accurate when traced) is in `functorch_optim.core.arithmetic`.
 """
 
-from functorch_optim.rules.numbers import StepNumbers
+from functorch_optim.rules.numbers import Decay, StepNumbers
 from functorch_optim.rules.pair import Factory, per_leaf
 from functorch_optim.rules.rule import (
     Buffers,
     Carried,
-    Decay,
     Rule,
     SparseGradients,
     TorchFacts,

@@ -7,9 +7,10 @@ the host in double and change them without recompiling.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import enum
+from collections.abc import Callable, Mapping
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -17,8 +18,13 @@ import numpy as np
 from functorch_optim.core import checks
 from functorch_optim.core.arithmetic import as_float, is_number, is_whole
 
-if TYPE_CHECKING:
-    from functorch_optim.rules.rule import Rule
+
+class Decay(enum.Enum):
+    """Who applies weight decay, unless `h.decoupled_weight_decay` says otherwise."""
+
+    COUPLED = "weight_decay * p is added to the gradient"
+    DECOUPLED = "the parameter loses lr * weight_decay * p"
+    BY_LEAF = "the leaf function itself, where s.decay is not None"
 
 
 @jax.tree_util.register_pytree_node_class
@@ -83,18 +89,30 @@ def has_decay(h: SimpleNamespace) -> bool:
     return weight_decay is not None and not (is_number(weight_decay) and weight_decay == 0)
 
 
-def step_numbers(rule: Rule, h: SimpleNamespace, t: Any, carried: Any = ()) -> StepNumbers:
+class HasNumbers(Protocol):
+    """What of a `Rule` makes its numbers."""
+
+    @property
+    def scalars(self) -> Callable[..., StepNumbers]:
+        """The rule's own."""
+
+    @property
+    def decay(self) -> Decay:
+        """Who applies weight decay."""
+
+
+def step_numbers(rule: HasNumbers, h: SimpleNamespace, t: Any, carried: Any = ()) -> StepNumbers:
     """The rule's numbers, and those of the prologue that all algorithms share.
 
     `l2` and `decay` are coupled and decoupled weight decay, `None` where there is none.
     """
     weight_decay = h.weight_decay if has_decay(h) else None
-    decoupled = getattr(h, "decoupled_weight_decay", rule.decay is not rule.decay.COUPLED)
+    decoupled = getattr(h, "decoupled_weight_decay", rule.decay is not Decay.COUPLED)
     own = [x if x is None or is_whole(x) else as_float(x) for x in carried]
     return rule.scalars(t, h, *own).with_(
         {
             "maximize": bool(getattr(h, "maximize", False)),
-            "leaf_decays": rule.decay is rule.decay.BY_LEAF,
+            "leaf_decays": rule.decay is Decay.BY_LEAF,
         },
         l2=None if decoupled else weight_decay,
         decay=h.lr * weight_decay if decoupled and weight_decay is not None else None,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import enum
 from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -12,20 +11,12 @@ import jax
 import jax.numpy as jnp
 
 from functorch_optim.core import trees
-from functorch_optim.rules.numbers import StepNumbers
+from functorch_optim.rules.numbers import Decay, StepNumbers
 
 Buffers = tuple[Any, ...]
 """A leaf's arrays between two steps, in the order of the state's fields; `None` where absent."""
 
 Leaf = Callable[[jax.Array, Any, Buffers, StepNumbers], tuple[jax.Array, Buffers]]
-
-
-class Decay(enum.Enum):
-    """Who applies weight decay, unless `h.decoupled_weight_decay` says otherwise."""
-
-    COUPLED = "weight_decay * p is added to the gradient"
-    DECOUPLED = "the parameter loses lr * weight_decay * p"
-    BY_LEAF = "the leaf function itself, where s.decay is not None"
 
 
 class WholeTree(NamedTuple):

@@ -94,7 +94,7 @@ def schedule_factory(build: Callable[P, Schedule]) -> Callable[P, Schedule]:
 
     @value_equal
     def finished(types: tuple[type, ...], **values: Any) -> Schedule:
-        return BuiltSchedule(factory, values, build(**values))  # type: ignore[call-arg]
+        return BuiltSchedule(factory, values, build(**values))  # type: ignore[call-arg]  # bound
 
     @functools.wraps(build)
     def factory(*args: P.args, **kwargs: P.kwargs) -> Schedule:

@@ -15,7 +15,7 @@ from functorch_optim.averages import weights
 from functorch_optim.averages.weights import AverageState, WeightAverage
 from functorch_optim.core import trees
 from functorch_optim.core.counting import LAST
-from functorch_optim.stateful.memory.cell import VALUES, Changes
+from functorch_optim.stateful.memory.cell import Changes
 from functorch_optim.stateful.model import parameters, values
 from functorch_optim.stateful.parameter import Parameter
 
@@ -109,8 +109,7 @@ class AveragedModel:
         """
         own, treedef, places = parts(self.module)
         given = trees.flatten_like(model, treedef, "model", "the averaged model")
-        with VALUES.lock:  # all of one moment
-            given = [x.data if isinstance(x, Parameter) else x for x in given]
+        given = values(given)
         trees.check_shapes(given, own, treedef, "model", "the averaged model")
         current = {
             x: _placed_like(x, y)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from functorch_optim.core.updating import add
-from functorch_optim.stateful.memory.cell import VALUES, Changes
+from functorch_optim.stateful.memory.cell import Changes, reading
 from functorch_optim.stateful.model import Skeleton, arrays, check_loss, if_plain, split
 from functorch_optim.stateful.program_cache import ProgramCache
 
@@ -39,8 +39,9 @@ def backward(
             f"backward: no Parameter of the model requires a gradient{if_plain(model)}"
         )
     program = _programs(loss_fn, has_aux)
-    with VALUES:  # a step on another thread does not take these arrays now
-        (loss, aux), grads = program(skeleton, arrays(trained), arrays(constant), args)
+    (loss, aux), grads = reading(
+        lambda: (skeleton, arrays(trained), arrays(constant), args), program
+    )
     before = tuple(p.grad for p in trained)
     if any(g is not None for g in before):
         grads = _sum(before, grads)

@@ -12,10 +12,10 @@ import jax.numpy as jnp
 from functorch_optim.algorithms import lbfgs as algorithm
 from functorch_optim.algorithms.lbfgs import FlatVector, LBFGSState, Run, SearchNumbers
 from functorch_optim.core import trees
-from functorch_optim.stateful.memory.cell import OUTSIDE, VALUES, Changes
+from functorch_optim.stateful.memory.cell import OUTSIDE, VALUES, Changes, alone
 from functorch_optim.stateful.memory.of_lbfgs import DEFAULTS, LBFGSMemory, SearchPlan
 from functorch_optim.stateful.optimizer import Optimizer
-from functorch_optim.stateful.step import program
+from functorch_optim.stateful.step.program import Traces
 
 
 class LBFGS(Optimizer):
@@ -104,8 +104,7 @@ class LBFGS(Optimizer):
             raise TypeError("LBFGS.step() missing 1 required positional argument: 'closure'")
         if arguments:
             return self.make_step(closure, arguments[0])(*arguments[1:])
-        with self._lock:
-            return self._driven(closure)
+        return alone(self._lock, self._driven, closure)
 
     def _driven(self, closure: Callable[[], Any]) -> Any:
         """A step whose function is evaluated by the closure, at one point after the other."""
@@ -113,10 +112,9 @@ class LBFGS(Optimizer):
         step = self._memory.prepare(groups)
         parameters = groups[0].parameters
         cells = [p._cell for p in parameters]
-        with VALUES.lock:
-            before = [cell.read() for cell in cells]
-            state = step.release(True)
-        count, traced = self.compile_count, program.trace_count()
+        before = alone(VALUES, lambda: [cell.read() for cell in cells])
+        state = step.release(True)
+        count, traced = self.compile_count, Traces.count
         finished: dict[str, Any] = {}
         try:
             first = loss = closure()
@@ -132,7 +130,7 @@ class LBFGS(Optimizer):
                 )
                 if run.stopped:
                     step.commit(changes, jax.tree.leaves(run.state))
-                    compiled = program.trace_count() - traced
+                    compiled = Traces.count - traced
                     changes.update(self.__dict__, {"compile_count": count + compiled})
                     changes.update(finished, {"finished": True})
                 changes.make()
@@ -193,7 +191,7 @@ def _scalar(loss: Any) -> jax.Array:
 @jax.jit
 def _begun(state: LBFGSState, data: list[jax.Array]) -> Run:
     """A step that waits for the function; its arrays are copies, to be donated."""
-    program.count_trace()
+    Traces.add()
     run = algorithm.begin(state, FlatVector(data).vector(data, "params"))
     return jax.tree.map(jnp.copy, run)
 
@@ -208,7 +206,7 @@ def _advanced(
     numbers: SearchNumbers,
 ) -> tuple[Run, list[jax.Array]]:
     """The step after an evaluation, and what to put into the Parameters: trial or result."""
-    program.count_trace()
+    Traces.add()
     layout = FlatVector(data)
     run = algorithm.advance(run, loss, layout.vector(grads, "grads"), numbers, *plan)
     where = jnp.where(run.stopped, run.x, run.trial)

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from functorch_optim.core import trees
-from functorch_optim.stateful.memory.cell import VALUES
+from functorch_optim.stateful.memory.cell import at_one_moment
 from functorch_optim.stateful.parameter import Parameter
 
 
@@ -31,10 +31,10 @@ def parameters(tree: Any) -> Any:
     return jax.tree_util.tree_map_with_path(boxed, tree)
 
 
+@at_one_moment
 def values(model: Any) -> Any:
     """The plain tree: every Parameter replaced by its value."""
-    with VALUES.lock:  # all of one moment
-        return jax.tree.map(lambda x: x.data if isinstance(x, Parameter) else x, model)
+    return jax.tree.map(lambda x: x.data if isinstance(x, Parameter) else x, model)
 
 
 def named_parameters(model: Any) -> Iterator[tuple[str, Parameter]]:

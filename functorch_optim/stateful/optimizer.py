@@ -21,9 +21,9 @@ from functorch_optim.stateful.hooks import (
 )
 from functorch_optim.stateful.memory import torch_layout
 from functorch_optim.stateful.memory.by_leaf import LeafMemory
-from functorch_optim.stateful.memory.cell import OUTSIDE, VALUES, Changes
+from functorch_optim.stateful.memory.cell import OUTSIDE, VALUES, Changes, alone, at_one_moment
 from functorch_optim.stateful.memory.protocol import ActiveGroup, Memory
-from functorch_optim.stateful.model import arrays, check_loss, if_plain, split, values
+from functorch_optim.stateful.model import check_loss, if_plain, split, values
 from functorch_optim.stateful.parameter import Parameter
 from functorch_optim.stateful.step import compile_log, program
 from functorch_optim.stateful.step.run import Call, Outcome, run
@@ -226,16 +226,16 @@ class Optimizer:
                 p: (i, j) for i, group in enumerate(active) for j, p in enumerate(group.parameters)
             }
             positions = tuple(where[p] for p in trained)
+            fixed = tuple(values(constant))  # they may be another optimizer's
 
             def arguments(plan: Any, values: Any, buffers: Any, numbers: Any) -> tuple[Any, ...]:
-                rest = arrays(constant), numbers, args
+                rest = fixed, numbers, args
                 return plan, skeleton, positions, values, buffers, *rest
 
-            inputs, structure = jax.tree.flatten((args, arrays(constant)))
+            inputs, structure = jax.tree.flatten((args, fixed))
             self._opt_called = True
-            with VALUES:  # constants may be Parameters of another optimizer
-                call = Call(train, arguments, inputs, (skeleton, positions, structure))
-                loss, aux = self._run(active, call, args)
+            call = Call(train, arguments, inputs, (skeleton, positions, structure))
+            loss, aux = self._run(active, call, args)
             return (loss, aux) if has_aux else loss
 
         return train_step
@@ -247,8 +247,8 @@ class Optimizer:
         """
         for hook in self._state_dict_pre_hooks:
             hook(self)
-        with VALUES.lock:  # all of one moment
-            packed = torch_layout.packed(self.param_groups, self.state, self._unmatched)
+        state = self.state
+        packed = alone(VALUES, torch_layout.packed, self.param_groups, state, self._unmatched)
         return hooks.replaced(self._state_dict_post_hooks, self, packed)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], match: str = "position") -> None:
@@ -270,10 +270,9 @@ class Optimizer:
         found = torch_layout.matched(state_dict, self.param_groups, self._memory.fixed, match)
         memory = self._memory.loaded(found.entries, self._active(self._parameters(), found.groups))
         loaded = {"param_groups": found.groups, "_memory": memory, "_unmatched": found.unmatched}
-        with self._lock:
-            changes = Changes()
-            changes.update(self.__dict__, loaded)
-            changes.make()
+        changes = Changes()
+        changes.update(self.__dict__, loaded)
+        alone(self._lock, changes.make)
         for hook in self._load_state_dict_post_hooks:
             hook(self)
 
@@ -298,12 +297,11 @@ class Optimizer:
         for p, value in zip(cells, swapped, strict=True):
             p.check_like("value", value)
         own = [p._cell for p in cells]
-        with VALUES.lock:
-            back = Changes()
-            back.put(own, [cell.read() for cell in own], OUTSIDE)
-            back.set(cells, "_grad", [p.grad for p in cells])
-            names = ("param_groups", "_memory", "_unmatched", "_trees", "_grouped", "_lent")
-            back.update(self.__dict__, {name: getattr(self, name) for name in names})
+        back = Changes()
+        back.put(own, alone(VALUES, lambda: [cell.read() for cell in own]), OUTSIDE)
+        back.set(cells, "_grad", [p.grad for p in cells])
+        names = ("param_groups", "_memory", "_unmatched", "_trees", "_grouped", "_lent")
+        back.update(self.__dict__, {name: getattr(self, name) for name in names})
         try:
             try:
                 there = Changes()
@@ -326,10 +324,13 @@ class Optimizer:
         back.
         """
         self._check_not_lent()
-        with self._lock, VALUES.lock:
-            pair, state = self._memory.lend(self._lendable(), self._tree)
-            params = self.params
-            self._lent = True
+        return alone(self._lock, self._given_away)
+
+    @at_one_moment
+    def _given_away(self) -> tuple[Any, Any, Any]:
+        pair, state = self._memory.lend(self._lendable(), self._tree)
+        params = self.params
+        self._lent = True
         return pair, params, state
 
     def from_functional(self, params: Any, state: Any) -> None:
@@ -395,14 +396,14 @@ class Optimizer:
                     text += f"    {key}: {group[key]}\n"
         return text + ")"
 
+    @at_one_moment
     def __getstate__(self) -> dict[str, Any]:
         # As torch: hooks, and what was put on this object from outside (a scheduler's step), stay
         # behind. Values and state are of one moment, whatever other threads do meanwhile.
-        with VALUES.lock:
-            kept = {name: self.__dict__[name] for name in _KEPT}
-            kept["param_groups"] = [dict(group) for group in self.param_groups]
-            kept["_memory"] = self._memory.snapshot()
-            kept["_values"] = [(p, p.data, p.grad) for p in self._parameters()]
+        kept = {name: self.__dict__[name] for name in _KEPT}
+        kept["param_groups"] = [dict(group) for group in self.param_groups]
+        kept["_memory"] = self._memory.snapshot()
+        kept["_values"] = [(p, p.data, p.grad) for p in self._parameters()]
         return kept
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -458,18 +459,20 @@ class Optimizer:
 
         Steps of several threads take turns: each goes on from what the one before left.
         """
-        with self._lock:
-            count, described = self.compile_count, self._last_inputs
+        return alone(self._lock, self._run_alone, active, call, inputs)
 
-            def after(changes: Changes, outcome: Outcome) -> None:
-                own = {"compile_count": count + outcome.traced, "_last_call": outcome.kind}
-                if self.log_compiles:
-                    own["_last_inputs"] = compile_log.described(
-                        active, self._memory.arguments, outcome.released, inputs
-                    )
-                changes.update(self.__dict__, own)
+    def _run_alone(self, active: list[ActiveGroup], call: Call, inputs: Any) -> Any:
+        count, described = self.compile_count, self._last_inputs
 
-            result = run(self._memory, active, call, self._last_call, after)
-            if self.log_compiles and self.compile_count > count:
-                compile_log.log(self, described, self._last_inputs or {}, first=count == 0)
-            return result
+        def after(changes: Changes, outcome: Outcome) -> None:
+            own = {"compile_count": count + outcome.traced, "_last_call": outcome.kind}
+            if self.log_compiles:
+                own["_last_inputs"] = compile_log.described(
+                    active, self._memory.arguments, outcome.released, inputs
+                )
+            changes.update(self.__dict__, own)
+
+        result = run(self._memory, active, call, self._last_call, after)
+        if self.log_compiles and self.compile_count > count:
+            compile_log.log(self, described, self._last_inputs or {}, first=count == 0)
+        return result

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from functorch_optim.core import trees
-from functorch_optim.stateful.memory.cell import OUTSIDE, VALUES, Cell
+from functorch_optim.stateful.memory.cell import OUTSIDE, Cell, Changes
 
 
 class Parameter:
@@ -44,8 +44,9 @@ class Parameter:
         if not isinstance(value, jax.Array):
             value = self.placed(jnp.array(value))
         self.check_like("value", value)
-        with VALUES.lock:
-            self._cell.array, self._cell.held = value, OUTSIDE
+        changes = Changes()
+        changes.put([self._cell], [value], OUTSIDE)
+        changes.make()
 
     @property
     def _data(self) -> jax.Array:

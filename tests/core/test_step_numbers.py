@@ -15,7 +15,7 @@ import functorch_optim as fo
 from functorch_optim.algorithms.radam import length_of_average
 from functorch_optim.core.arithmetic import as_float, share
 from functorch_optim.rules.numbers import hyperparameters_at, step_numbers
-from tests.tables.every_algorithm import TABLE
+from tests.tables.algorithms import TABLE
 
 FACTORIES = (*(row.factory for row in TABLE), fo.sparse_adam, fo.prodigy, fo.trace, fo.ema)
 STEPS = (1, 2, 5, 6, 10, 100, 10**4, 10**6, 2**24, 2**24 + 1, 10**8, 2**31 - 1)

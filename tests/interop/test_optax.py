@@ -19,7 +19,7 @@ import pytest
 import functorch_optim as fo
 from functorch_optim.core.pair import member
 from tests.support.problems import assert_trees_close, at, loop, problem
-from tests.tables.every_algorithm import TABLE as ALGORITHMS
+from tests.tables.algorithms import TABLE as ALGORITHMS
 from tests.tables.transforms import TABLE as TRANSFORMS
 
 optax = pytest.importorskip("optax")

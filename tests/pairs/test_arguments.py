@@ -16,7 +16,7 @@ import functorch_optim as fo
 from functorch_optim.core.arguments import Kinds
 from functorch_optim.core.pair import Hyperparameter
 from functorch_optim.rules import Rule, StepNumbers, per_leaf, zeros
-from tests.tables.every_algorithm import TABLE
+from tests.tables.algorithms import TABLE
 
 FACTORIES = (*(row.factory for row in TABLE), fo.sparse_adam, fo.prodigy, fo.lbfgs)
 NO_KIND = ("1", object(), {}, 1j, np.array(None), np.array(True), np.str_("1"), jnp.complex64(1))

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 import functorch_optim as fo
-from tests.tables.algorithms import Algorithm
-from tests.tables.every_algorithm import OF_TORCH, over_table
+from tests.tables.algorithms import OF_TORCH, Algorithm, over_table
 
 GOOD = np.array([1.0, 1.0, 1.0, 1.0, -1.0, 0.5], np.float32)
 BAD = np.array([np.nan, np.inf, -np.inf, 1.0, 0.0, -1.0], np.float32)

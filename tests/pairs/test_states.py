@@ -14,8 +14,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import functorch_optim as fo
-from tests.tables.algorithms import Algorithm
-from tests.tables.every_algorithm import TABLE, over_table
+from tests.tables.algorithms import TABLE, Algorithm, over_table
 
 PARAMS = {"w": jnp.ones((2, 3)), "v": jnp.ones((4, 2))}
 

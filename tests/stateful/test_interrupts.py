@@ -8,8 +8,8 @@ from __future__ import annotations
 import contextlib
 import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
@@ -143,6 +143,8 @@ def check_steps(name: str, how: str, stride: int) -> None:
             disturbed.step()
         assert progress(disturbed.opt) == after
     assert outcomes == {False, True}
+    with ThreadPoolExecutor(1) as thread:  # nothing is left locked
+        thread.submit(disturbed.step).result(timeout=60)
 
 
 @over_ways
@@ -366,52 +368,37 @@ def test_what_was_lent_is_taken_back_or_not(name: str) -> None:
     assert outcomes == {False, True}
 
 
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="the system has no timers")
 def test_signals_lose_nothing() -> None:
-    """Real ones, at any moment, of a loop of training steps."""
+    """Real ones, at any moment of a loop of training steps."""
     model = optim.parameters([np.ones((64, 64), np.float32) for _ in range(4)])
     opt = optim.AdamW(model, lr=1e-3)
     train_step = opt.make_step(loss_fn, model)
     for _ in range(3):
         train_step()
-    stop = threading.Event()
-
-    def disturb() -> None:
-        random = np.random.RandomState(0)
-        while not stop.wait(random.uniform(1e-4, 2e-3)):
-            signal.pthread_kill(main, signal.SIGINT)
-
-    main = threading.main_thread().ident
-    assert main is not None
+    random = np.random.RandomState(0)
     interrupts = 0
     with interruptible():
-        thread = threading.Thread(target=disturb)
-        thread.start()
-        for _ in range(60):
+        for _ in range(200):
             try:
-                while True:
+                signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-4, 3e-3))
+                for _ in range(1000):
                     train_step()
             except KeyboardInterrupt:
                 interrupts += 1
-        stopped = False
-        while not stopped:
-            try:
-                stop.set()
-                thread.join()
-                stopped = True
-            except KeyboardInterrupt:
-                interrupts += 1
-    assert interrupts >= 60
-    assert all(np.isfinite(np.asarray(x)).all() for x in opt.params)
-    steps = {int(entry["step"]) for entry in opt.state_dict()["state"].values()}
-    assert len(steps) == 1
+            steps = {int(entry["step"]) for entry in opt.state_dict()["state"].values()}
+            assert len(steps) == 1
+            assert all(np.isfinite(np.asarray(x)).all() for x in opt.params)
+    assert interrupts > 100  # Python ignores one that hits the callback of a weak reference
     train_step()
 
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """SIGINT raises KeyboardInterrupt, whatever runs these tests has made of it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    """A timer's signal raises KeyboardInterrupt."""
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

@@ -266,7 +266,7 @@ def _mark_steps(optimizer: Optimizer) -> None:
     # until the garbage collector finds the cycle.
     owner = weakref.ref(optimizer)
     bound = getattr(step, "__self__", None) is optimizer
-    function: Callable[..., Any] = step.__func__ if bound else step  # type: ignore[attr-defined]
+    function: Callable[..., Any] = step.__func__ if bound else step  # type: ignore[attr-defined]  # a method
 
     @functools.wraps(function)
     def marked(*args: Any, **kwargs: Any) -> Any:
@@ -276,5 +276,5 @@ def _mark_steps(optimizer: Optimizer) -> None:
         alive._opt_called = True
         return function(alive, *args, **kwargs) if bound else function(*args, **kwargs)
 
-    marked._wrapped_by_lr_sched = True  # type: ignore[attr-defined]
-    optimizer.step = marked  # type: ignore[method-assign]
+    marked._wrapped_by_lr_sched = True  # type: ignore[attr-defined]  # torch's mark
+    optimizer.step = marked  # type: ignore[method-assign]  # as torch does

@@ -18,7 +18,7 @@ from functorch_optim.core.arguments import selects_code
 from functorch_optim.core.arithmetic import float_dtype, is_number
 from functorch_optim.core.pair import GradientTransformation, State
 from functorch_optim.stateful.memory import hyperparameters
-from functorch_optim.stateful.memory.cell import NOBODY, OUTSIDE, VALUES, CellTree, Changes
+from functorch_optim.stateful.memory.cell import NOBODY, OUTSIDE, CellTree, Changes, at_one_moment
 from functorch_optim.stateful.memory.cohorts import Cohort, Members, pair_of, states_of
 from functorch_optim.stateful.memory.protocol import ActiveGroup, Evaluate, Grouped, NextStep
 from functorch_optim.stateful.parameter import Parameter
@@ -173,17 +173,17 @@ class GroupMemory:
             )
         return cells
 
+    @at_one_moment
     def view(self) -> dict[Parameter, dict[str, Any]]:
         """torch's per-parameter dicts: what the state holds for a parameter, and what for all."""
         found: dict[Parameter, dict[str, Any]] = {}
-        with VALUES.lock:
-            for members, state in self._states.values():
-                named, _ = _named(state.read())
-                for position, p in enumerate(members):
-                    found[p] = {
-                        name: value[position] if isinstance(value, Members) else value
-                        for name, value in named
-                    }
+        for members, state in self._states.values():
+            named, _ = _named(state.read())
+            for position, p in enumerate(members):
+                found[p] = {
+                    name: value[position] if isinstance(value, Members) else value
+                    for name, value in named
+                }
         return found
 
     def loaded(
@@ -218,10 +218,10 @@ class GroupMemory:
             states[group.number] = tuple(group.parameters), CellTree(treedef.unflatten(values))
         return self._with(states)
 
+    @at_one_moment
     def snapshot(self) -> GroupMemory:
         """A copy that later steps of this one do not change."""
-        with VALUES.lock:
-            return self._with({i: (m, CellTree(s.read())) for i, (m, s) in self._states.items()})
+        return self._with({i: (m, CellTree(s.read())) for i, (m, s) in self._states.items()})
 
     def _with(self, states: Mapping[int, Known]) -> GroupMemory:
         return GroupMemory(self.factory, self._given.defaults, self._static, states)

@@ -18,7 +18,14 @@ from functorch_optim.rules.numbers import has_decay, hyperparameters_at
 from functorch_optim.rules.pair import Factory, pair_state
 from functorch_optim.rules.rule import Buffers, Rule
 from functorch_optim.stateful.memory import hyperparameters
-from functorch_optim.stateful.memory.cell import NOBODY, OUTSIDE, VALUES, Cell, Changes
+from functorch_optim.stateful.memory.cell import (
+    NOBODY,
+    OUTSIDE,
+    READERS,
+    Cell,
+    Changes,
+    at_one_moment,
+)
 from functorch_optim.stateful.memory.cohorts import Cohort, Members, pair_of, states_of
 from functorch_optim.stateful.memory.numbers import At, PackedNumbers, RowFormat, packed, unpacked
 from functorch_optim.stateful.memory.protocol import ActiveGroup, Evaluate, Grouped, NextStep
@@ -136,7 +143,7 @@ class LeafMemory:
         following = [numbers_of_one for of_group in carried for numbers_of_one in of_group]
 
         def release(copies: bool) -> Grouped:
-            free = not copies and not VALUES.readers
+            free = not copies and not READERS
 
             def released(cell: Cell | None, copies: bool) -> Any:
                 return None if cell is None else cell.release(copies)
@@ -218,10 +225,10 @@ class LeafMemory:
         }
         return LeafMemory(self.factory, records)
 
+    @at_one_moment
     def snapshot(self) -> LeafMemory:
         """A copy that later steps of this one do not change."""
-        with VALUES.lock:
-            records = {p: record.snapshot() for p, record in self.records.items()}
+        records = {p: record.snapshot() for p, record in self.records.items()}
         return LeafMemory(self.factory, records)
 
     def lend(
@@ -268,13 +275,12 @@ class LeafMemory:
         return found
 
 
+@at_one_moment
 def _state_of(rule: Rule, records: Sequence[Record]) -> State:
     """The state of the algorithm's pair over the parameters of one cohort."""
-    with VALUES.lock:
-        buffers = [
-            tuple(None if cell is None else cell.read() for cell in record.in_use)
-            for record in records
-        ]
+    buffers = [
+        tuple(None if cell is None else cell.read() for cell in record.in_use) for record in records
+    ]
     carried = [scalar_array(x) for x in records[0].carried]
     _, treedef = trees.flatten(Members([0] * len(records)))
     step = jnp.asarray(records[0].step, jnp.int32)

@@ -7,11 +7,12 @@ has to be known of each array: does anybody else hold it? That is decided here, 
 from __future__ import annotations
 
 import collections
+import functools
 import itertools
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -21,32 +22,61 @@ import jax.numpy as jnp
 NOBODY, READ, OUTSIDE = range(3)
 
 
-class _Values:
-    """All cells of the process: their values change, and are read together, under one lock.
+P = ParamSpec("P")
+T = TypeVar("T")
+Lock = Any  # threading.RLock, which is a function to a type checker
 
-    It is held for moments, never while anything is compiled or while functions of users run.
 
-    Attributes:
-      lock: reentrant.
-      readers: how many computations are being started on values that they do not hold as users do.
+def alone(lock: Lock, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Calls a function while this thread alone has the lock, which is reentrant.
+
+    `with lock:` would do the same, but for an interrupt between its last two instructions, after
+    which the lock stays locked for ever.
     """
-
-    def __init__(self) -> None:
-        self.lock = threading.RLock()
-        self.readers = 0
-
-    def __enter__(self) -> None:
-        with self.lock:
-            self.readers += 1
-
-    def __exit__(self, *exception: object) -> None:
-        with self.lock:
-            self.readers -= 1
+    before = lock._recursion_count()
+    try:
+        try:
+            lock.acquire()
+            return function(*args, **kwargs)
+        finally:
+            _release(lock, before)
+    finally:
+        _release(lock, before)  # once more: an interrupt may have come within the first
 
 
-# `with VALUES.lock` to read or change several values as one; `with VALUES` around a computation
-# that takes arrays out of cells: a step on another thread then leaves these arrays alone.
-VALUES = _Values()
+def _release(lock: Lock, count: int) -> None:
+    while lock._recursion_count() > count:
+        lock.release()
+
+
+# The values of all cells change, and are read together, while this is held: for moments, never
+# while anything is compiled or functions of users run.
+VALUES: Lock = threading.RLock()
+
+
+def at_one_moment(function: Callable[P, T]) -> Callable[P, T]:
+    """A function that reads or changes several values, as one that sees them of one moment."""
+
+    @functools.wraps(function)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
+        return alone(VALUES, function, *args, **kwargs)
+
+    return wrapper
+
+
+# Computations that were started on values which they do not hold as users do, by a token of each:
+# steps leave these values alone.
+READERS: set[object] = set()
+
+
+def reading(take: Callable[[], Any], compute: Callable[..., T]) -> T:
+    """`compute(*take())`, where `take` reads values that a step on another thread leaves alone."""
+    token = object()
+    try:
+        READERS.add(token)
+        return compute(*alone(VALUES, take))
+    finally:
+        READERS.discard(token)
 
 
 class Cell:
@@ -65,10 +95,12 @@ class Cell:
 
     def read(self) -> Any:
         """The array, for somebody who may keep it."""
-        with VALUES.lock:
-            if self.held == NOBODY:
-                self.held = READ
-            return self.array
+        return alone(VALUES, self._read)
+
+    def _read(self) -> Any:
+        if self.held == NOBODY:
+            self.held = READ
+        return self.array
 
     def release(self, copies: bool = False) -> Any:
         """The array for a computation that reuses its memory: a copy if somebody else holds it.
@@ -78,7 +110,7 @@ class Cell:
         Args:
           copies: give a copy in any case.
         """
-        shared = self.held == OUTSIDE or self.held == READ or VALUES.readers > 0
+        shared = self.held == OUTSIDE or self.held == READ or len(READERS) > 0
         if copies or self.held == OUTSIDE or (shared and self._references() > self._alone()):
             return jnp.copy(self.array)
         return self.array
@@ -116,8 +148,10 @@ class CellTree:
 
     def read(self) -> Any:
         """The tree, for somebody who may keep its arrays."""
-        with VALUES.lock:
-            return self.treedef.unflatten([cell.read() for cell in self.cells])
+        return self.treedef.unflatten(alone(VALUES, self._read))
+
+    def _read(self) -> list[Any]:
+        return [cell._read() for cell in self.cells]
 
     def release(self, copies: bool = False) -> Any:
         """The tree for a computation that reuses its memory."""
@@ -151,6 +185,8 @@ class Changes:
 
     def make(self) -> None:
         """Makes them. Doing it twice is no error."""
-        with VALUES.lock:
-            calls = [call() for call in self._calls]
-            collections.deque(itertools.chain.from_iterable(calls), maxlen=0)
+        alone(VALUES, self._make)
+
+    def _make(self) -> None:
+        calls = [call() for call in self._calls]
+        collections.deque(itertools.chain.from_iterable(calls), maxlen=0)

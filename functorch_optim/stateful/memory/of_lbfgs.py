@@ -22,7 +22,7 @@ from functorch_optim.core import trees
 from functorch_optim.core.pair import GradientTransformation, State
 from functorch_optim.rules.numbers import hyperparameters_at
 from functorch_optim.stateful.memory import hyperparameters
-from functorch_optim.stateful.memory.cell import NOBODY, OUTSIDE, VALUES, CellTree, Changes
+from functorch_optim.stateful.memory.cell import NOBODY, OUTSIDE, CellTree, Changes, at_one_moment
 from functorch_optim.stateful.memory.protocol import ActiveGroup, Evaluate, Grouped, NextStep
 from functorch_optim.stateful.parameter import Parameter
 
@@ -132,8 +132,7 @@ class LBFGSMemory:
             raise ValueError(f"history_size should be a positive integer, but got {history_size!r}")
         if self.state is None:
             return CellTree(_fresh(parameters, history_size), NOBODY)
-        with VALUES.lock:
-            sizes = {name: cell.array.size for name, cell in self._cells().items()}
+        sizes = {name: cell.array.size for name, cell in self._cells().items()}
         size = _layout(parameters).size
         if sizes["d"] != size:
             raise ValueError(
@@ -178,11 +177,11 @@ class LBFGSMemory:
                 memory.owner, memory.state = p, CellTree(from_torch(entry, fresh, key))
         return memory
 
+    @at_one_moment
     def snapshot(self) -> LBFGSMemory:
         """A copy that later steps of this one do not change."""
-        with VALUES.lock:
-            state = None if self.state is None else CellTree(self.state.read())
-            return LBFGSMemory(self.stop_on_nan, self.owner, state, self.steps)
+        state = None if self.state is None else CellTree(self.state.read())
+        return LBFGSMemory(self.stop_on_nan, self.owner, state, self.steps)
 
     def lend(
         self, groups: Sequence[ActiveGroup], tree: Any

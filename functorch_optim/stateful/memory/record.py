@@ -15,7 +15,7 @@ import numpy as np
 from functorch_optim.core.arithmetic import float32
 from functorch_optim.rules.leaf import init_leaf
 from functorch_optim.rules.rule import Rule
-from functorch_optim.stateful.memory.cell import NOBODY, OUTSIDE, VALUES, Cell
+from functorch_optim.stateful.memory.cell import NOBODY, OUTSIDE, Cell, at_one_moment
 from functorch_optim.stateful.parameter import Parameter
 
 
@@ -39,15 +39,15 @@ class Record:
         self.flags: Hashable = None
         self.in_use: tuple[Cell | None, ...] = ()
 
+    @at_one_moment
     def torch_view(self, rule: Rule) -> dict[str, Any]:
         """torch's per-parameter dict. Its arrays stay readable after later steps."""
-        with VALUES.lock:
-            buffers = {name: cell.read() for name, cell in self.buffers.items()}
-            if not rule.torch.has_step:
-                return buffers
-            carried = dict(zip(rule.carried.names, map(scalar_array, self.carried), strict=True))
-            step = self.step if rule.torch.step_is_int else scalar_array(self.step)
-            return {"step": step, **carried, **buffers}
+        buffers = {name: cell.read() for name, cell in self.buffers.items()}
+        if not rule.torch.has_step:
+            return buffers
+        carried = dict(zip(rule.carried.names, map(scalar_array, self.carried), strict=True))
+        step = self.step if rule.torch.step_is_int else scalar_array(self.step)
+        return {"step": step, **carried, **buffers}
 
     def snapshot(self) -> Record:
         """A copy that later steps do not change."""

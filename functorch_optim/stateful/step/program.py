@@ -20,18 +20,19 @@ Position = tuple[int, int]
 """The (group, place in it) of a trained leaf."""
 
 
-class _Counter:
-    traced = 0
+class Traces:
+    """The programs of optimizers that were traced in this process so far.
 
+    Attributes:
+      count: how many.
+    """
 
-def trace_count() -> int:
-    """How many programs of optimizers were traced in this process so far."""
-    return _Counter.traced
+    count = 0
 
-
-def count_trace() -> None:
-    """To be called by each of these programs: it runs when the program is traced."""
-    _Counter.traced += 1
+    @classmethod
+    def add(cls) -> None:
+        """To be called by each of these programs: it runs when the program is traced."""
+        cls.count += 1
 
 
 class Structure(tuple[Any, ...]):
@@ -51,7 +52,7 @@ jax.tree_util.register_pytree_node(Structure, lambda s: ((), s), _put_together)
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=(1, 2))
 def compiled_update(plan: Plan, values: Grouped, buffers: Any, grads: Grouped, numbers: Any) -> Any:
     """The update alone: `(leaves of no result, structure, values, buffers)`."""
-    count_trace()
+    Traces.add()
     _, *new = plan.train(lambda _: (None, grads), values, buffers, numbers)
     return [], Structure((None,)), *new
 
@@ -75,7 +76,7 @@ def compiled_train_step(
         numbers: Any,
         args: Any,
     ) -> Any:
-        count_trace()
+        Traces.add()
 
         def evaluate(values: Grouped) -> tuple[Any, Grouped]:
             trained = tuple(values[group][place] for group, place in positions)

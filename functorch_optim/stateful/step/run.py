@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from functorch_optim.stateful.memory.cell import NOBODY, VALUES, Changes
+from functorch_optim.stateful.memory.cell import NOBODY, READERS, VALUES, Changes, alone
 from functorch_optim.stateful.memory.protocol import ActiveGroup, Memory, NextStep
-from functorch_optim.stateful.step.program import trace_count
+from functorch_optim.stateful.step.program import Traces
 
 _abstract = operator.attrgetter("aval", "sharding")
 
@@ -82,8 +82,8 @@ def run(
     kind = call.program, step.plan, call.selects, [_kind(x) for x in call.inputs]
     if kind != last:
         return _made(memory, groups, call, step, kind, after, copies=True)
-    with VALUES.lock:  # readers on other threads wait for a moment
-        return _made(memory, groups, call, step, kind, after, copies=False)
+    # Readers on other threads wait for a moment.
+    return alone(VALUES, _made, memory, groups, call, step, kind, after, copies=False)
 
 
 def _made(
@@ -96,11 +96,10 @@ def _made(
     copies: bool,
 ) -> Any:
     cells = [p._cell for group in groups for p in group.parameters]
-    with VALUES.lock:
-        values, buffers = _released(groups, step, copies)
+    values, buffers = alone(VALUES, _released, groups, step, copies)
     arguments = call.arguments(step.plan, values, buffers, step.numbers)
     done: list[Any] = []
-    traced = trace_count()
+    traced = Traces.count
 
     def keep() -> None:
         _, _, new_values, new_buffers = done[0]
@@ -110,7 +109,7 @@ def _made(
         changes = Changes()
         changes.put(cells, [x for of_group in new_values for x in of_group])
         step.commit(changes, new_buffers)
-        after(changes, Outcome(buffers, trace_count() - traced, known))
+        after(changes, Outcome(buffers, Traces.count - traced, known))
         changes.make()
 
     try:
@@ -133,7 +132,7 @@ def _made(
 
 def _released(groups: Sequence[ActiveGroup], step: NextStep, copies: bool) -> tuple[Any, Any]:
     """The values and buffers of a step, for a program that reuses their memory."""
-    free = not copies and not VALUES.readers
+    free = not copies and not READERS
     values = [
         [
             cell.array if free and cell.held == NOBODY else cell.release(copies)
