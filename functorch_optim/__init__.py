@@ -1,6 +1,7 @@
 """torch.optim for JAX: pure pairs over pytrees, schedules as functions, a stateful layer."""
 
 import typing as _typing
+from collections.abc import Mapping as _Mapping
 from types import ModuleType as _Module
 
 from .algorithms.adabelief import AdaBeliefState as AdaBeliefState, adabelief as adabelief
@@ -41,6 +42,7 @@ from .core.pair import (
     GradientTransformation as GradientTransformation,
     Schedule as Schedule,
 )
+from .core.slips import NAMES as _NAMES, absent as _absent
 from .core.updating import apply_updates as apply_updates
 from .embeddings import sparse_value_and_grad as sparse_value_and_grad, take as take
 from .schedules import (
@@ -133,15 +135,28 @@ globals()["__all__"] = sorted(
 
 if _typing.TYPE_CHECKING:
     __version__: str
-else:
 
-    def __getattr__(name: str) -> str:
-        """`__version__`: that of the installed package, read when somebody asks for it."""
-        if name != "__version__":
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        from importlib import metadata
 
-        try:
-            return metadata.version(__name__)
-        except metadata.PackageNotFoundError:
-            return "0+unknown"  # a checkout that nobody installed
+def _torch_names() -> _Mapping[str, str]:
+    from functorch_optim import stateful  # which imports this package, and is not always needed
+
+    return {name: f"functorch_optim.stateful.{name}" for name in stateful.__all__}
+
+
+_explained = _absent(__name__, globals()["__all__"], _torch_names, _NAMES)
+
+
+def _attribute(name: str) -> object:
+    """`__version__`, that of the installed package; of any other name, what to write instead."""
+    if name != "__version__":
+        return _explained(name)
+    from importlib import metadata
+
+    try:
+        return metadata.version(__name__)
+    except metadata.PackageNotFoundError:
+        return "0+unknown"  # a checkout that nobody installed
+
+
+# By the same token: a type checker would take a `def __getattr__` for a module with any name.
+globals()["__getattr__"] = _attribute

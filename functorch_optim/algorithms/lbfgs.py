@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from functorch_optim.algorithms import strong_wolfe
-from functorch_optim.core import checks, trees
+from functorch_optim.core import checks, slips, trees
 from functorch_optim.core.abstract import abstract_aware
 from functorch_optim.core.arithmetic import is_number
 from functorch_optim.core.counting import LAST, increment
@@ -460,6 +460,7 @@ def lbfgs(
         integer; from update, missing arguments. RuntimeError: from update as in torch, an unknown
         line_search_fn.
     """
+    slips.check_no_parameters("lbfgs", "lr", lr)
     checks.learning_rate(lr)
     is_count = isinstance(history_size, int | np.integer) and not isinstance(history_size, bool)
     if not is_count or history_size < 1:

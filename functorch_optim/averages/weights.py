@@ -28,6 +28,7 @@ from functorch_optim.core.counting import LAST, increment
 from functorch_optim.core.dtypes import from_real, real_dtype, to_real, widest
 from functorch_optim.core.equal_pairs import value_equal
 from functorch_optim.core.pair import Hyperparameter, Params, Scalar
+from functorch_optim.core.recipe import Recorded
 from functorch_optim.core.sums import check_state_dtype, in_sum_dtype, sum_dtype
 
 AverageFunction = Callable[[Any, Any, Any], Any]
@@ -49,7 +50,12 @@ class AverageState(NamedTuple):
     log_remaining: Scalar | None = None
 
 
-class WeightAverage(NamedTuple):
+class _Fields(NamedTuple):
+    init: Callable[[Params], AverageState]
+    update: Callable[[Params, AverageState], tuple[Params, AverageState]]
+
+
+class WeightAverage(Recorded, _Fields):
     """A pure pair that averages parameters.
 
     Attributes:
@@ -58,9 +64,6 @@ class WeightAverage(NamedTuple):
         parameters' dtypes. Where it is not compiled and nothing is corrected, it shares its arrays
         with the state, unless the dtypes differ.
     """
-
-    init: Callable[[Params], AverageState]
-    update: Callable[[Params, AverageState], tuple[Params, AverageState]]
 
 
 def swa_leaf(average: Any, current: Any, n_averaged: Any) -> jax.Array:

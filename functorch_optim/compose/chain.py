@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from functorch_optim.core import checks
 from functorch_optim.core.abstract import abstract_aware
 from functorch_optim.core.equal_pairs import value_equal
 from functorch_optim.core.pair import GradientTransformation, Pair, Params, State, Updates, member
@@ -36,12 +37,13 @@ def chain(*transforms: Pair) -> GradientTransformation:
         if not isinstance(state, tuple | list):
             raise TypeError(
                 f"chain: state should be a tuple of the states of {len(members)} members, but is a "
-                f"{type(state).__name__}"
+                f"{type(state).__name__}. {checks.ORDER}"
             )
         if hasattr(state, "_fields") or len(state) != len(members):
             what = type(state).__name__ if hasattr(state, "_fields") else len(state)
             raise ValueError(
-                f"this chain has {len(members)} members, but the state given has {what}"
+                f"this chain has {len(members)} members, but the state given has {what}. "
+                f"{checks.ORDER}"
             )
         new_state = []
         for tx, member_state in zip(members, state, strict=True):
@@ -98,7 +100,8 @@ def named_chain(*transforms: tuple[str, Pair]) -> NamedChain:
         if not isinstance(state, Mapping) or set(state) != set(names):
             found = sorted(state) if isinstance(state, Mapping) else type(state).__name__
             raise ValueError(
-                f"this chain has members called {names}, but the state given has {found}"
+                f"this chain has members called {names}, but the state given has {found}. "
+                f"{checks.ORDER}"
             )
         states = tuple(state[name] for name in names)
         grads, states = inner.update(grads, states, params, **extra)

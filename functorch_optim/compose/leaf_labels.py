@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn, TypeAlias
@@ -37,24 +38,35 @@ def by_path(rules: Sequence[tuple[str, Any]], default: Any = None) -> Callable[[
     """
     if isinstance(rules, str | Mapping) or not isinstance(rules, Iterable):
         raise TypeError(f"by_path: rules should be (pattern, label) pairs, but are {rules!r}")
-    compiled = [_compiled(index, rule) for index, rule in enumerate(rules)]
+    compiled = tuple(_compiled(index, rule) for index, rule in enumerate(rules))
+    return _ByPath(compiled, default)
 
-    def labels(params: Params) -> Any:
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _ByPath:
+    """The function that `by_path` returns: it can be pickled, and shows its rules."""
+
+    rules: tuple[tuple[re.Pattern[str], Any], ...]
+    default: Any
+
+    def __call__(self, params: Params) -> Any:
         paths, _ = jax.tree_util.tree_flatten_with_path(params, is_leaf=trees.is_leaf)
         names = [trees.dotted(path[:-1] if _is_value(path) else path) for path, _ in paths]
-        for pattern, _ in compiled:
+        for pattern, _ in self.rules:
             if not any(map(pattern.search, names)):
                 raise ValueError(
                     f"by_path: the pattern {pattern.pattern!r} matches no leaf. "
                     f"The names are {names}"
                 )
         found = [
-            next((label for pattern, label in compiled if pattern.search(name)), default)
+            next((label for pattern, label in self.rules if pattern.search(name)), self.default)
             for name in names
         ]
         return trees.flatten(params)[1].unflatten(found)
 
-    return labels
+    def __repr__(self) -> str:
+        rules = [(pattern.pattern, label) for pattern, label in self.rules]
+        return f"by_path({rules!r}, default={self.default!r})"
 
 
 def _compiled(index: int, rule: Any) -> tuple[re.Pattern[str], Any]:
@@ -125,7 +137,8 @@ def _raise_structures_differ(labels: Any, tree: Any, name: str) -> NoReturn:
             )
     raise TypeError(
         f"{name} and params differ in structure: the containers are of different types. "
-        f"params: {jax.tree.structure(tree)}; {name}: {jax.tree.structure(labels)}"
+        f"{trees.container_kinds(labels, tree, name, 'params')}. Make {name} by a function of "
+        "params, `by_path(...)` or one with `jax.tree.map`: it has params' own containers"
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from functorch_optim.compose.leaf_labels import PerLeaf, check_labels, check_mask, chosen, said_of
 from functorch_optim.core import checks, trees, updating
 from functorch_optim.core.abstract import abstract_aware, is_placeholder
-from functorch_optim.core.equal_pairs import value_equal
+from functorch_optim.core.equal_pairs import recorded, value_equal
 from functorch_optim.core.pair import (
     GradientTransformation,
     Pair,
@@ -24,6 +24,7 @@ from functorch_optim.core.pair import (
 )
 
 
+@recorded
 def partition(transforms: Mapping[Any, Pair], labels: PerLeaf) -> GradientTransformation:
     """One transform for the leaves with one label, another for those with another.
 
@@ -77,7 +78,8 @@ def partition(transforms: Mapping[Any, Pair], labels: PerLeaf) -> GradientTransf
         if not isinstance(state, Mapping) or set(state) != set(keys.values()):
             raise ValueError(
                 f"partition: state should be a dict with the keys {[*keys.values()]}, but is "
-                f"{type(state).__name__} {[*state] if isinstance(state, Mapping) else ''}"
+                f"{type(state).__name__} {[*state] if isinstance(state, Mapping) else ''}. "
+                f"{checks.ORDER}"
             )
         said, references, treedef = labelled(grads if params is None else params)
         gs = trees.flatten_like(grads, treedef, "grads")

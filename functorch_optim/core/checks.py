@@ -175,6 +175,10 @@ def given(pair: str, argument: str, value: Any, reason: str) -> None:
         )
 
 
+# The state comes second, as in optax.
+ORDER = "Call update(grads, state, params), in this order"
+
+
 def state(pair: str, kind: Any, given: Any) -> None:
     """Raises TypeError if update was called with something else than a pair's own state.
 
@@ -184,7 +188,7 @@ def state(pair: str, kind: Any, given: Any) -> None:
     if not isinstance(given, kind) and its != (kind.__name__, kind._fields):
         raise TypeError(
             f"{pair}: state should be the {kind.__name__} that init returned, but is a "
-            f"{type(given).__name__}"
+            f"{type(given).__name__}. {ORDER}"
         )
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 import jax
+
+from functorch_optim.core.recipe import Recorded
 
 # JAX has no type for a pytree. `Any` lets a checker read the fields of a state: `state.step`.
 Params: TypeAlias = Any
@@ -51,7 +54,14 @@ class _Fields(NamedTuple):
     update: Callable[..., tuple[Updates, State]]
 
 
-class GradientTransformation(_Fields, OfOptax):  # type: ignore[misc]  # Any: optax has no types
+# What is called on torch's optimizers.
+_STATEFUL = (
+    *("step", "zero_grad", "state", "state_dict", "load_state_dict", "defaults", "param_groups"),
+    *("add_param_group", "register_step_pre_hook", "register_step_post_hook", "make_step"),
+)
+
+
+class GradientTransformation(Recorded, _Fields, OfOptax):  # type: ignore[misc]  # Any: optax has no types
     """A pure `(init, update)` pair, in optax's protocol.
 
     Attributes:
@@ -64,9 +74,10 @@ class GradientTransformation(_Fields, OfOptax):  # type: ignore[misc]  # Any: op
     optax.GradientTransformation)` holds, and so does `isinstance(tx,
     optax.GradientTransformationExtraArgs)` if `update` takes any keyword argument, as that of every
     pair of this library does. So what was written for optax's pairs takes these.
-    """
 
-    __slots__ = ()
+    A pair of a factory shows the call that made it, and is pickled as that call: unpickled it is
+    the same pair, if the arguments are numbers.
+    """
 
     @property  # type: ignore[misc]  # read-only: nobody sets it
     def __class__(self) -> type[Any]:
@@ -84,13 +95,52 @@ class GradientTransformation(_Fields, OfOptax):  # type: ignore[misc]  # Any: op
         return theirs if isinstance(theirs, type) else type(self)
 
     # What else asks for x.__class__: the repr of a NamedTuple, for its name, and pickle, which
-    # refuses an object of another class than type(x). (functools.singledispatch asks for it as
-    # well, and takes a pair for optax's.)
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}(init={self.init!r}, update={self.update!r})"
+    # refuses an object of another class than type(x). Recorded has both. (functools.singledispatch
+    # asks for it as well, and takes a pair for optax's.)
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), tuple(self), getattr(self, "__dict__", None)
+    if not TYPE_CHECKING:  # to a type checker it would mean that there is any attribute
+
+        def __getattr__(self, name: str) -> Any:
+            text = f"{type(self).__name__!r} object has no attribute {name!r}"
+            if name in _STATEFUL:
+                text += (
+                    ": a pair is pure. Write updates, state = tx.update(grads, state, params); "
+                    "params = apply_updates(params, updates). torch's optimizers, which have "
+                    f"{name}, are in functorch_optim.stateful"
+                )
+            raise AttributeError(text)
+
+
+def explained(tx: GradientTransformation, name: str) -> GradientTransformation:
+    """The pair, whose functions say how they are called when they are called wrongly."""
+    init = _explained(tx.init, f"{name}: init", "state = tx.init(params)")
+    call = "updates, state = tx.update(grads, state, params)"
+    new = type(tx)(init, _explained(tx.update, f"{name}: update", call))
+    vars(new).update(vars(tx))
+    return new
+
+
+def _explained(function: Callable[..., Any], name: str, call: str) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def called(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except TypeError:
+            problem = _problem(function, args, kwargs)
+            if problem is None:
+                raise
+        raise TypeError(f"{name}() {problem}. Write {call}")
+
+    return called
+
+
+def _problem(function: Callable[..., Any], args: Any, kwargs: Any) -> str | None:
+    """What is wrong with the arguments; `None` if an error came from inside of the function."""
+    try:
+        inspect.signature(function).bind(*args, **kwargs)
+    except TypeError as error:
+        return str(error)
+    return None
 
 
 class EmptyState(NamedTuple):
@@ -107,7 +157,7 @@ def stateless(changed: Callable[[Updates, Params | None], Updates]) -> GradientT
             name = changed.__qualname__.split(".")[0]
             raise TypeError(
                 f"{name} remembers nothing: state should be the EmptyState that init returned, but "
-                f"is a {type(state).__name__}"
+                f"is a {type(state).__name__}. Call update(grads, state, params), in this order"
             )
         return changed(updates, params), state
 

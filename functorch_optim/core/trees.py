@@ -72,8 +72,35 @@ def _raise_structures_differ(
             )
     raise TypeError(
         f"{name} and {reference} differ in structure: the containers are of different types. "
-        f"{reference}: {treedef}; {name}: {jax.tree.structure(tree, is_leaf=is_leaf)}"
+        f"{container_kinds(tree, expected, name, reference)}"
     )
+
+
+def container_kinds(tree: Any, other: Any, name: str, reference: str) -> str:
+    """Says where two trees with the same paths have containers of two kinds: a dict, FrozenDict."""
+    (_, treedef), (_, wanted) = flatten(tree), flatten(other)
+    found = _first_kinds(treedef, wanted, 0, 0)
+    if found is None:
+        return f"{reference}: {wanted}; {name}: {treedef}"
+    leaf, depth, kind, wanted_kind = found
+    numbered = jax.tree.unflatten(wanted, range(wanted.num_leaves))
+    place = keystr(jax.tree_util.tree_flatten_with_path(numbered)[0][leaf][0][:depth])
+    return f"At {place} {reference} is of {wanted_kind.__name__}, {name} of {kind.__name__}"
+
+
+def _first_kinds(tree: Any, other: Any, leaf: int, depth: int) -> tuple[int, int, Any, Any] | None:
+    """The first leaf below two nodes of different kinds, their depth and the kinds."""
+    node, wanted = tree.node_data(), other.node_data()
+    if node is None or wanted is None:
+        return None
+    if node[0] is not wanted[0]:
+        return leaf, depth, node[0], wanted[0]
+    for child, wanted_child in zip(tree.children(), other.children(), strict=False):
+        found = _first_kinds(child, wanted_child, leaf, depth + 1)
+        if found is not None:
+            return found
+        leaf += wanted_child.num_leaves
+    return None
 
 
 def keystr(path: Any) -> str:
@@ -99,7 +126,7 @@ def check_shapes(
     name: str,
     reference: str = "params",
 ) -> None:
-    """Raises ValueError naming the first leaf whose shape is not its reference's."""
+    """Raises ValueError naming the first leaf of another shape, or on other devices."""
     for index, (leaf, wanted) in enumerate(zip(leaves, references, strict=True)):
         if leaf is None or wanted is None or is_float0(leaf):
             continue
@@ -108,6 +135,24 @@ def check_shapes(
                 f"{name} and {reference} differ in shape at {path_of(treedef, index)}: "
                 f"{reference} has {np.shape(wanted)}, {name} has {np.shape(leaf)}"
             )
+        there, here = devices(leaf), devices(wanted)
+        if there != here and there is not None and here is not None:
+            raise ValueError(
+                f"{name} and {reference} are on different devices at {path_of(treedef, index)}: "
+                f"{reference} is on {_listed(here)}, {name} on {_listed(there)}. Move them: "
+                f"jax.device_put({name}, device)"
+            )
+
+
+def devices(x: Any) -> frozenset[Any] | None:
+    """The devices that an array has to stay on; `None` where JAX may move it, or in a trace."""
+    if isinstance(x, jax.core.Tracer) or not getattr(x, "committed", False):
+        return None
+    return frozenset(x.sharding.device_set)
+
+
+def _listed(found: frozenset[Any]) -> str:
+    return ", ".join(sorted(map(str, found)))
 
 
 def is_float0(x: Any) -> bool:

@@ -16,7 +16,7 @@ from typing import Any, ParamSpec, Protocol, cast
 import jax
 import jax.numpy as jnp
 
-from functorch_optim.core import checks, sparse_leaves, trees
+from functorch_optim.core import checks, slips, sparse_leaves, trees
 from functorch_optim.core.abstract import abstract_aware
 from functorch_optim.core.arguments import Kinds, selects_code
 from functorch_optim.core.arithmetic import as_float, float_dtype
@@ -74,14 +74,12 @@ def per_leaf(rule: Rule, **fixed: Any) -> Callable[[Callable[P, None]], Factory[
     def decorate(check: Callable[P, None]) -> Factory[P]:
         signature = inspect.signature(check)
         kinds = Kinds(check, rule.torch.takes_nan)
-        build = value_equal(functools.partial(_build, rule, check.__name__))
 
         @functools.wraps(check)
         def factory(*args: P.args, **kwargs: P.kwargs) -> GradientTransformation:
-            try:
-                bound = signature.bind(*args, **kwargs)
-            except TypeError as error:
-                raise TypeError(f"{check.__name__}() {error}") from None
+            slips.check_first(check.__name__, signature, args, kwargs)
+            bound = slips.bound_arguments(check.__name__, signature, args, kwargs)
+            slips.check_coefficients(check.__name__, signature, args)
             bound.apply_defaults()
             values = kinds.plain(bound.arguments)
             try:
@@ -92,6 +90,7 @@ def per_leaf(rule: Rule, **fixed: Any) -> Callable[[Callable[P, None]], Factory[
             kinds.check(values)
             return build(**values, **fixed)
 
+        build = value_equal(functools.partial(_build, rule, check.__name__), public=factory)
         # What the check returns is nothing; what the factory returns is a pair.
         factory.__signature__ = signature.replace(  # type: ignore[attr-defined]  # for help()
             return_annotation="GradientTransformation"

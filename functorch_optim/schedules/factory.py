@@ -15,6 +15,7 @@ from functorch_optim.core import checks
 from functorch_optim.core.arithmetic import as_float, is_number
 from functorch_optim.core.equal_pairs import BuiltOf, value_equal
 from functorch_optim.core.pair import Schedule
+from functorch_optim.core.slips import bound_arguments
 
 P = ParamSpec("P")
 # A longer length is taken as this one. No count comes near, and its square is still a float.
@@ -97,7 +98,7 @@ def schedule_factory(build: Callable[P, Schedule]) -> Callable[P, Schedule]:
 
     @functools.wraps(build)
     def factory(*args: P.args, **kwargs: P.kwargs) -> Schedule:
-        bound = signature.bind(*args, **kwargs)
+        bound = bound_arguments(build.__name__, signature, args, kwargs)
         bound.apply_defaults()
         values = {name: _normal(value) for name, value in bound.arguments.items()}
         # 3 and 3.0 are equal, and yet a check may accept one of them only.

@@ -21,6 +21,7 @@ from functorch_optim.core.arithmetic import at_least, float_dtype, is_number, ma
 from functorch_optim.core.counting import increment
 from functorch_optim.core.equal_pairs import value_equal
 from functorch_optim.core.pair import Number, Scalar
+from functorch_optim.core.recipe import Recorded
 
 
 class PlateauState(NamedTuple):
@@ -43,16 +44,18 @@ class PlateauState(NamedTuple):
     last_epoch: Scalar
 
 
-class Plateau(NamedTuple):
+class _Fields(NamedTuple):
+    init: Callable[[], PlateauState]
+    update: Callable[[Any, PlateauState], tuple[jax.Array, PlateauState]]
+
+
+class Plateau(Recorded, _Fields):
     """A pure pair that follows a metric.
 
     Attributes:
       init: `init() -> state`.
       update: `update(metric, state) -> (lr, state)`, once for each epoch.
     """
-
-    init: Callable[[], PlateauState]
-    update: Callable[[Any, PlateauState], tuple[jax.Array, PlateauState]]
 
 
 @value_equal

@@ -1,5 +1,9 @@
 """torch's face of the library: `import functorch_optim.stateful as optim`."""
 
+from collections.abc import Mapping as _Mapping
+
+import functorch_optim as _pure
+from functorch_optim.core.slips import absent as _absent
 from functorch_optim.stateful import lr_scheduler, swa_utils
 from functorch_optim.stateful.backward import backward
 from functorch_optim.stateful.classes import (
@@ -75,3 +79,18 @@ __all__ = [
     "values",
     "vector_to_parameters",
 ]
+
+
+def _other_names() -> _Mapping[str, str]:
+    names = {name: f"functorch_optim.{name}" for name in vars(_pure)["__all__"]}
+    classes = {name.lower() for name in __all__}
+    for name, pure in names.items():
+        if hasattr(getattr(_pure, name), "rule") and name.replace("_", "") not in classes:
+            names[name] = f"from_transformation({pure}), which makes a class of {pure}"
+    for module in lr_scheduler, swa_utils:
+        names |= {name: f"{module.__name__}.{name}" for name in module.__all__}
+    return names
+
+
+# Not by `def`: a type checker would take it for a module with any name.
+globals()["__getattr__"] = _absent(__name__, __all__, _other_names, {})

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from functorch_optim.core.trees import is_array
 from functorch_optim.core.updating import add
 from functorch_optim.stateful.memory.cell import Changes, reading
-from functorch_optim.stateful.model import Skeleton, arrays, split
+from functorch_optim.stateful.model import Skeleton, arrays, check_loss, if_plain, split
 from functorch_optim.stateful.program_cache import ProgramCache
 
 
@@ -45,9 +45,12 @@ def backward(
       The loss, or `(loss, aux)`. For a complex Parameter `.grad` is torch's: the direction of
       steepest ascent, the conjugate of what `jax.grad` returns.
     """
+    check_loss("backward", loss_fn)
     skeleton, trained, constant = split(model)
     if not trained:
-        raise ValueError("backward: no Parameter of the model requires a gradient")
+        raise ValueError(
+            f"backward: no Parameter of the model requires a gradient{if_plain(model)}"
+        )
     program = _programs(loss_fn, has_aux)
     (loss, aux), grads = reading(
         lambda: (skeleton, arrays(trained), arrays(constant), args), program

@@ -89,6 +89,8 @@ def normalized_group(group: Any) -> tuple[Group, Any]:
     for cell in cells:
         if not isinstance(cell, Parameter):
             hint = "" if isinstance(params, list | tuple) else _HINT
+            if isinstance(cell, int | float | complex):
+                hint = ". A number cannot be updated in its place: make it an array, jnp.asarray(x)"
             raise TypeError(
                 "optimizer can only optimize Tensors, but one of the params is "
                 f"{typename(cell)}{hint}"

@@ -201,6 +201,27 @@ def split(model: Any, trained: Any = None) -> tuple[Skeleton, list[Parameter], l
     return Skeleton(treedef, tuple(sources)), list(chosen), constant
 
 
+def check_loss(caller: str, loss_fn: Any) -> None:
+    """Raises TypeError for a loss that is no function: a value says nothing of its gradient."""
+    if not callable(loss_fn):
+        raise TypeError(
+            f"{caller}: loss_fn should be the function that computes the loss, but is "
+            f"{_described(loss_fn)}. Write {caller}(loss_fn, model, ...), where loss_fn(params, "
+            "...) returns the loss"
+        )
+
+
+def _described(x: Any) -> str:
+    return "an array" if hasattr(x, "dtype") else f"of type {type(x).__name__}"
+
+
+def if_plain(model: Any) -> str:
+    """What to do with a model that is a plain tree; "" for one that has Parameters."""
+    if any(isinstance(leaf, Parameter) for leaf in jax.tree.leaves(model)):
+        return ""
+    return f". The {type(model).__name__} given has none: wrap it, model = optim.parameters(tree)"
+
+
 def arrays(cells: Sequence[Any]) -> tuple[Any, ...]:
     """The arrays of Parameters and plain arrays, to be read by a computation."""
     return tuple(x._data if isinstance(x, Parameter) else x for x in cells)

@@ -34,7 +34,7 @@ from functorch_optim.stateful.memory.cell import (
 from functorch_optim.stateful.memory.own import OwnMemory, unknown
 from functorch_optim.stateful.memory.protocol import ActiveGroup, Memory
 from functorch_optim.stateful.memory.view import Entry, StateView
-from functorch_optim.stateful.model import split, values
+from functorch_optim.stateful.model import check_loss, if_plain, split, values
 from functorch_optim.stateful.parameter import Parameter
 from functorch_optim.stateful.step import compile_log, program
 from functorch_optim.stateful.step.run import Call, Outcome, run
@@ -212,7 +212,12 @@ class Optimizer:
                 return plan, values, buffers, ordered, numbers
 
             inputs = [g for of_group in ordered for g in of_group]
-            self._run(active, Call(program.compiled_update, arguments, inputs, None), ordered)
+            try:
+                self._run(active, Call(program.compiled_update, arguments, inputs, None), ordered)
+            except ValueError:
+                for p, grad in grads.items():
+                    p.check_devices(grad)  # JAX's message says grads[0][17]
+                raise
         return result
 
     @overload
@@ -278,6 +283,7 @@ class Optimizer:
         """
         if isinstance(self._memory, OwnMemory):
             unknown("make_step")
+        check_loss("make_step", loss_fn)
         program.check_accumulate(accumulate)
         if clip_norm is not None:
             checks.not_negative(clip_norm=clip_norm)
@@ -293,7 +299,10 @@ class Optimizer:
             members = self._parameters()
             skeleton, trained, constant = split(model, members)
             if not trained:
-                raise ValueError("make_step: no Parameter of the model is held by this optimizer")
+                raise ValueError(
+                    "make_step: no Parameter of the model is held by this optimizer"
+                    f"{if_plain(model)}"
+                )
             if accumulate > 1:
                 program.check_micro_batches(args, accumulate)
             active = self._active(members if self._memory.steps_as_one else set(trained))

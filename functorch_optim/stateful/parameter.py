@@ -127,6 +127,15 @@ class Parameter(ArrayOperators, AnArray):  # type: ignore[misc]  # Any, on purpo
                 )
         return value
 
+    def check_devices(self, gradient: Any) -> None:
+        """Raises ValueError for a gradient on other devices than the value's."""
+        there, here = trees.devices(gradient), trees.devices(self._data)
+        if there != here and there is not None and here is not None:
+            raise ValueError(
+                f"a gradient on {sorted(map(str, there))} was given to {self._described()}, which "
+                f"is on {sorted(map(str, here))}. Move it: jax.device_put(grad, p.data.sharding)"
+            )
+
     def placed(self, array: jax.Array) -> jax.Array:
         """An array of the value's shape, on the value's devices and sharded as it is."""
         sharding = self._data.sharding

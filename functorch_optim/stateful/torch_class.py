@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
+from functorch_optim.core import slips
 from functorch_optim.core.pair import Pair
 from functorch_optim.rules.docstrings import completed_class, of_class
 from functorch_optim.rules.pair import Factory
@@ -85,10 +86,9 @@ def _constructor(
     ordered = hyperparameters if keys is None else keys
 
     def __init__(self: Optimizer, params: Any, *args: Any, **kwargs: Any) -> None:
-        try:
-            bound = signature.bind(self, params, *args, **kwargs)
-        except TypeError as error:
-            raise TypeError(f"{name}.__init__() {error}") from None
+        given = self, params, *args
+        bound = slips.bound_arguments(f"{name}.__init__", signature, given, kwargs)
+        slips.check_coefficients(f"{name}.__init__", signature, given)
         bound.apply_defaults()
         chosen = {**bound.arguments, **factory.fixed}
         factory(**{k: chosen[k] for k in inspect.signature(factory).parameters})

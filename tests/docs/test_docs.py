@@ -14,6 +14,7 @@ PAGES = sorted(path.name for path in DOCS.glob("*.md") if "```python" in path.re
 NEEDED = {
     "interop_torch.md": ("torch", "safetensors"),
     "interop_optax.md": ("optax",),
+    "coming_from_optax.md": ("optax",),
     "interop_flax.md": ("flax", "optax"),
     "interop_equinox.md": ("equinox", "optax"),
     "interop_orbax.md": ("orbax.checkpoint",),
