@@ -143,7 +143,7 @@ def settle(s: StepNumbers, totals: Any) -> StepNumbers:
         d=unless_held(d, s.d),
         d_max=unless_held(d_max, s.d_max),
         d_numerator=unless_held(numerator, s.d_numerator),
-        steps_taken=None if taken is None else unless_held(as_float(increment(taken)), taken),
+        steps_taken=None if taken is None else unless_held(increment(taken), taken),
     )
 
 

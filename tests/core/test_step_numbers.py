@@ -15,15 +15,18 @@ import functorch_optim as fo
 from functorch_optim.algorithms.radam import length_of_average
 from functorch_optim.core.arithmetic import as_float, share
 from functorch_optim.rules.numbers import hyperparameters_at, step_numbers
+from functorch_optim.transforms import momentum
 from tests.tables.algorithms import TABLE
 
-FACTORIES = (*(row.factory for row in TABLE), fo.sparse_adam, fo.prodigy, fo.trace, fo.ema)
+FACTORIES = (*(row.factory for row in TABLE), fo.sparse_adam, momentum._trace, momentum._ema)
 STEPS = (1, 2, 5, 6, 10, 100, 10**4, 10**6, 2**24, 2**24 + 1, 10**8, 2**31 - 1)
 BETAS = (0.0, 0.5, 0.9, 0.99, 0.999, 0.9999, 0.99999)
 OPTIONS = {  # arguments that are 0 or off by default, and enter a number
     "adagrad": {"lr_decay": 0.1},
     "prodigy": {"use_bias_correction": True},
     "asgd": {"lambd": 0.1},
+    "_trace": {"decay": 0.9, "nesterov": False},
+    "_ema": {"decay": 0.9, "debias": True},
 }
 
 
