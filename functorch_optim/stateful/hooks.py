@@ -87,7 +87,7 @@ def hooked(step: Hook) -> Hook:
         hooks = before, after, BEFORE_ANY_STEP, AFTER_ANY_STEP
         if not any([some.registered for some in hooks]) or type(optimizer).step is not around:
             return step(optimizer, *args, **kwargs)
-        return _around_step(optimizer, step, before, after, (optimizer, *args), kwargs)
+        return around_step(optimizer, step, before, after, (optimizer, *args), kwargs)
 
     around._hooked = weakref.ref(around)  # type: ignore[attr-defined]
     return around
@@ -101,7 +101,7 @@ def hook_step(cls: Any) -> None:
         cls.step = hooked(step)
 
 
-def _around_step(
+def around_step(
     optimizer: Any,
     step: Hook,
     before: Hooks,
@@ -109,7 +109,7 @@ def _around_step(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> Any:
-    """Calls `step(*args, **kwargs)`.
+    """Calls `step(*args, **kwargs)` between the optimizer's hooks: global ones outermost.
 
     Raises:
       RuntimeError: a hook returned something that is not new arguments.

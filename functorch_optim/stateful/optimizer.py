@@ -174,7 +174,6 @@ class Optimizer:
         )
         changes.make()
 
-    @hooks.hooked
     def step(self, *args: Any, **kwargs: Any) -> Any:
         """Updates every parameter that has a gradient, all in one compiled call.
 
@@ -193,7 +192,12 @@ class Optimizer:
           RuntimeError: the state was given away by `to_functional`. Nothing is changed by any of
             these; an error on the device says whether the parameters are lost.
         """
-        return self._step(*args, **kwargs)
+        before, after = self._step_pre_hooks, self._step_post_hooks
+        around = before, after, hooks.BEFORE_ANY_STEP, hooks.AFTER_ANY_STEP
+        own = type(self).step is Optimizer.step  # else they run around all of the class's step
+        if not own or not any([some.registered for some in around]):
+            return self._step(*args, **kwargs)
+        return hooks.around_step(self, type(self)._step, before, after, (self, *args), kwargs)
 
     def _step(self, closure: Any = None) -> Any:
         self._check_not_lent()
@@ -535,7 +539,8 @@ class Optimizer:
 
     def _begin(self) -> None:
         """What copies of an optimizer do not keep."""
-        hooks.hook_step(type(self))
+        if type(self).step is not Optimizer.step:
+            hooks.hook_step(type(self))
         self._last_call: Any = None
         self._last_inputs: Mapping[str, Any] | None = None
         self._lock = new_lock()

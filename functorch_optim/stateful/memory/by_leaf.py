@@ -3,45 +3,47 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from functorch_optim.core import trees, updating
-from functorch_optim.core.arithmetic import is_number
+from functorch_optim.core.arithmetic import float_dtype, is_number
 from functorch_optim.core.pair import GradientTransformation, State
 from functorch_optim.rules.leaf import step_entries, step_leaf
-from functorch_optim.rules.numbers import has_decay, hyperparameters_at
-from functorch_optim.rules.pair import Factory, pair_state
+from functorch_optim.rules.numbers import StepNumbers, has_decay, hyperparameters_at, step_numbers
+from functorch_optim.rules.pair import Factory
 from functorch_optim.rules.rule import Buffers, Rule
 from functorch_optim.stateful.memory import hyperparameters
 from functorch_optim.stateful.memory.cell import (
     NOBODY,
-    OUTSIDE,
     READERS,
     Cell,
     Changes,
     at_one_moment,
 )
-from functorch_optim.stateful.memory.cohorts import Cohort, Members, pair_of, states_of
-from functorch_optim.stateful.memory.numbers import At, PackedNumbers, RowFormat, packed, unpacked
+from functorch_optim.stateful.memory.cohorts import Cohort, pair_of, states_of
+from functorch_optim.stateful.memory.leaf_cohorts import adopted, state_of
+from functorch_optim.stateful.memory.numbers import PackedNumbers, RowFormat, on_device, unpacked
 from functorch_optim.stateful.memory.protocol import ActiveGroup, Evaluate, Grouped, NextStep
 from functorch_optim.stateful.memory.record import (
+    LeafView,
     Needs,
     Record,
     entry_name,
     from_torch,
     needs_of,
     ready_record,
-    scalar_array,
     written,
 )
 from functorch_optim.stateful.parameter import Parameter
 
 Records = dict[Parameter, Record]
+At = Callable[[int], SimpleNamespace]
 
 
 class LeafPlan(NamedTuple):
@@ -72,29 +74,6 @@ class LeafPlan(NamedTuple):
         return result, new_values, new_buffers
 
 
-class LeafView(Mapping[Parameter, Mapping[str, Any]]):
-    """torch's dict of each parameter that has state, of the moment of asking."""
-
-    def __init__(self, rule: Rule, records: Records):
-        self._rule = rule
-        self._records = records
-
-    def __getitem__(self, parameter: Parameter) -> Mapping[str, Any]:
-        if parameter not in self:
-            raise KeyError(parameter)
-        return self._records[parameter].torch_view(self._rule)
-
-    def __contains__(self, parameter: object) -> bool:
-        record = self._records.get(parameter)  # type: ignore[call-overload]  # any key may be asked
-        return record is not None and (bool(record.buffers) or self._rule.torch.has_step)
-
-    def __iter__(self) -> Iterator[Parameter]:
-        return iter([p for p in self._records if p in self])
-
-    def __len__(self) -> int:
-        return len(list(iter(self)))
-
-
 class LeafMemory:
     """What an optimizer remembers, parameter by parameter."""
 
@@ -103,6 +82,7 @@ class LeafMemory:
     def __init__(self, factory: Factory[Any], records: Records | None = None):
         self.factory = factory
         self.records: Records = {} if records is None else records
+        self._checked: dict[int, tuple[dict[str, Any], Hashable]] = {}
 
     @property
     def rule(self) -> Rule:
@@ -154,8 +134,7 @@ class LeafMemory:
         """
         ready = self._ready(groups)
         records = [list(of_group.values()) for _, of_group in ready]
-        rows = [(at, of_group) for (at, _), of_group in zip(ready, records, strict=True)]
-        formats, numbers, carried = packed(self.factory, rows)
+        formats, numbers, following = _packed(self.factory, ready)
         begun = {
             p: record
             for _, of_group in ready
@@ -165,7 +144,6 @@ class LeafMemory:
         fresh = set(map(id, begun.values()))
         flat = [record for of_group in records for record in of_group]
         steps = [record.step + 1 for record in flat]
-        following = [numbers_of_one for of_group in carried for numbers_of_one in of_group]
 
         def release(copies: bool) -> Grouped:
             free = not copies and not READERS
@@ -210,13 +188,26 @@ class LeafMemory:
         members = [p for group in groups for p in group.parameters if p in self.records]
         return [cell.array for p in members for cell in self.records[p].buffers.values()]
 
+    def _values(self, group: ActiveGroup) -> tuple[dict[str, Any], Hashable]:
+        """A group's hyperparameters, and what of them decides which buffers there are.
+
+        They are looked at again only if one of them is another object than at the step before.
+        """
+        values, flags = self._checked.get(group.number, ({}, None))
+        given, defaults = group.options, self.factory.defaults
+        if values and all([given.get(n, defaults[n]) is value for n, value in values.items()]):
+            return values, flags
+        values = hyperparameters.checked(self.factory, group)
+        flags = _flags(self.factory.selects_code, values)
+        self._checked[group.number] = values, flags
+        return values, flags
+
     def _ready(self, groups: Sequence[ActiveGroup]) -> list[tuple[At, Records]]:
         """For each group its hyperparameters by count, and records with the buffers they need."""
         ready: list[tuple[At, Records]] = []
         for group in groups:
-            values = hyperparameters.checked(self.factory, group)
+            values, flags = self._values(group)
             at = functools.cache(functools.partial(hyperparameters_at, values))
-            flags = _flags(self.factory.selects_code, values)
             known = {p: self.records.get(p) for p in group.parameters}
             records = {p: r for p, r in known.items() if r is not None and r.flags is flags}
             if len(records) < len(known):
@@ -314,7 +305,7 @@ class LeafMemory:
         states = states_of(state, [cohort for cohort, _ in cohorts])
         for (cohort, records), own in zip(cohorts, states, strict=True):
             members = [cells[i] for i in cohort.places]
-            found = _adopted(self.rule, own, members, records)
+            found = adopted(self.rule, own, members, records)
             # Parameters that never made a step have no state.
             new |= {p: r for p, r in found.items() if r.step > 0 or p in self.records}
         return LeafMemory(self.factory, new)
@@ -339,63 +330,10 @@ class LeafMemory:
                 by_step.setdefault((record.step, record.carried), {})[p] = record
             for members in by_step.values():
                 places = tuple(position[p] for p in members)
-                state = _state_of(self.rule, list(members.values()))
+                state = state_of(self.rule, list(members.values()))
                 cohort = Cohort(self.factory(**own), places, state)
                 found.append((cohort, list(members.values())))
         return found
-
-
-@at_one_moment
-def _state_of(rule: Rule, records: Sequence[Record]) -> State:
-    """The state of the algorithm's pair over the parameters of one cohort."""
-    buffers = [
-        tuple(None if cell is None else cell.read() for cell in record.in_use) for record in records
-    ]
-    carried = [scalar_array(x) for x in records[0].carried]
-    _, treedef = trees.flatten(Members([0] * len(records)))
-    step = jnp.asarray(records[0].step, jnp.int32)
-    return pair_state(rule, step, carried, buffers, treedef)
-
-
-def _adopted(
-    rule: Rule, state: Any, members: Sequence[Parameter], records: Sequence[Record]
-) -> Records:
-    """Records with the state of a cohort's pair.
-
-    Raises:
-      TypeError, ValueError: it does not fit.
-    """
-    if not isinstance(state, rule.state):
-        raise TypeError(f"state should hold {rule.state.__name__}, but has {state!r}")
-    _, treedef = trees.flatten(Members([0] * len(members)))
-    columns = [
-        [None] * len(members)
-        if getattr(state, name) is None
-        else trees.flatten_like(getattr(state, name), treedef, "state", "its parameters")
-        for name in rule.buffers
-    ]
-    carried = tuple(float(getattr(state, name)) for name in rule.carried.names)
-    found = {}
-    for p, record, *row in zip(members, records, *columns, strict=True):
-        named = zip(rule.buffers, row, strict=True)
-        present = {name: buffer for name, buffer in named if buffer is not None}
-        _check_like(present, record, p)
-        cells = {name: Cell(buffer, OUTSIDE) for name, buffer in present.items()}
-        found[p] = Record(int(state.step), carried, cells)
-    return found
-
-
-def _check_like(buffers: Mapping[str, Any], record: Record, p: Parameter) -> None:
-    """Raises unless these are buffers like the record's: the same names, shapes and dtypes."""
-    wanted = {name for name, cell in record.buffers.items() if cell in record.in_use}
-    if buffers.keys() != wanted:
-        raise ValueError(f"the state of {p!r} should hold {sorted(wanted)}, but has {[*buffers]}")
-    for name in wanted:
-        new, old = buffers[name], record.buffers[name].array
-        if new.shape != old.shape:
-            raise ValueError(f"{name} of {p!r} has shape {new.shape}, but should have {old.shape}")
-        if new.dtype != old.dtype:
-            raise TypeError(f"{name} of {p!r} has dtype {new.dtype}, but should have {old.dtype}")
 
 
 def _refuse_complex(rule: Rule, groups: Sequence[ActiveGroup]) -> None:
@@ -425,3 +363,59 @@ def _flags(selects_code: Collection[str], values: Mapping[str, Any]) -> Hashable
 
 
 _unique: dict[Hashable, Hashable] = {}
+
+
+def _packed(
+    factory: Factory[Any], groups: Sequence[tuple[At, Records]]
+) -> tuple[tuple[RowFormat, ...], PackedNumbers, list[tuple[Any, ...]]]:
+    """The numbers of the next update of each group's records.
+
+    Args:
+      factory: the algorithm.
+      groups: for each group its hyperparameters by the count of updates, and its records.
+
+    Returns:
+      The format of each group's rows, all numbers, and each record's next carried numbers.
+    """
+    formats: list[RowFormat] = []
+    vector: list[float] = []
+    device: list[tuple[StepNumbers, ...]] = []
+    following: list[tuple[Any, ...]] = []
+    for at, of_group in groups:
+        records = list(of_group.values())
+        keys = [record.step if not record.carried else _key(record) for record in records]
+        first = dict(zip(reversed(keys), reversed(records), strict=True))
+        hs = {key: at(record.step) for key, record in first.items()}
+        values = [*map(vars, hs.values()), *(record.carried for record in first.values())]
+        on_host = not any(isinstance(x, jax.Array) for x in jax.tree.leaves(values))
+        rows = {
+            key: step_numbers(factory.rule, h, first[key].step + 1, first[key].carried)
+            if on_host
+            else on_device(factory, h, first[key].step, first[key].carried)
+            for key, h in hs.items()
+        }
+        if factory.rule.carried.names:
+            new = {key: _following(factory.rule, s) for key, s in rows.items()}
+            following += [new[key] for key in keys]
+        chosen = list(rows.values()) if len(rows) == 1 else [rows[key] for key in keys]
+        if on_host:
+            formats.append(RowFormat(jax.tree.structure(chosen[0]), len(rows) > 1))
+            vector += jax.tree.leaves(chosen)
+        else:
+            formats.append(RowFormat(None, len(rows) > 1))
+            device.append(tuple(chosen))
+    host = np.asarray(vector, float_dtype())
+    return tuple(formats), PackedNumbers(host, tuple(device)), following
+
+
+def _key(record: Record) -> Any:
+    """Equal for records that need the same numbers."""
+    return record.step, *(x if is_number(x) else id(x) for x in record.carried)
+
+
+def _following(rule: Rule, s: StepNumbers) -> tuple[Any, ...]:
+    """The carried numbers after the step: rounded to float32, in kind."""
+    new = (getattr(s, name) for name in rule.carried.names)
+    return tuple(
+        x.astype(jnp.float32) if isinstance(x, jax.Array) else float(np.float32(x)) for x in new
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Collection, Hashable, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -214,3 +214,26 @@ def _shared_scalar(value: float) -> jax.Array:
 def scalar_array(value: Any) -> jax.Array:
     """torch's scalar state: a 0-d float32 array. Equal numbers share one."""
     return value if isinstance(value, jax.Array) else _shared_scalar(value)
+
+
+class LeafView(Mapping[Parameter, Mapping[str, Any]]):
+    """torch's dict of each parameter that has state, of the moment of asking."""
+
+    def __init__(self, rule: Rule, records: Mapping[Parameter, Record]):
+        self._rule = rule
+        self._records = records
+
+    def __getitem__(self, parameter: Parameter) -> Mapping[str, Any]:
+        if parameter not in self:
+            raise KeyError(parameter)
+        return self._records[parameter].torch_view(self._rule)
+
+    def __contains__(self, parameter: object) -> bool:
+        record = self._records.get(parameter)  # type: ignore[call-overload]  # any key may be asked
+        return record is not None and (bool(record.buffers) or self._rule.torch.has_step)
+
+    def __iter__(self) -> Iterator[Parameter]:
+        return iter([p for p in self._records if p in self])
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
