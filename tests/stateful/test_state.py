@@ -218,6 +218,19 @@ def test_a_parameter_of_no_group_is_refused() -> None:
         opt.state.pop(stranger)
 
 
+def test_single_entries_are_taken_out_as_of_a_dict() -> None:
+    opt = adam()
+    p, q = all_parameters(opt)
+    assert opt.state[p].popitem()[0] == "exp_avg_sq"
+    assert opt.state[p].pop("exp_avg").shape == (3,)
+    assert opt.state[p].pop("exp_avg", 5) == 5
+    assert list(opt.state[p]) == ["step"]
+    assert opt.state.popitem()[0] is q
+    assert opt.state.popitem() == (p, {"step": 2.0})
+    with pytest.raises(KeyError):
+        opt.state.popitem()
+
+
 def test_setdefault_is_a_dicts() -> None:
     opt = adam()
     p, q = all_parameters(opt)

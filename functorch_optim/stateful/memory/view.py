@@ -33,8 +33,8 @@ class ParameterState(dict[str, Any]):
 
     __slots__ = ("_holder", "_parameter")
 
-    def __init__(self, holder: Holder, parameter: Parameter):
-        super().__init__(holder._entries().get(parameter, {}))
+    def __init__(self, holder: Holder, parameter: Parameter, shown: Entry):
+        super().__init__(shown)
         self._holder = holder
         self._parameter = parameter
 
@@ -101,7 +101,8 @@ class StateView(MutableMapping[Parameter, MutableMapping[str, Any]]):
         self._holder = holder
 
     def __getitem__(self, parameter: Parameter) -> ParameterState:
-        return ParameterState(self._holder, parameter)
+        shown = self._holder._entries().get(parameter, {})
+        return ParameterState(self._holder, parameter, shown)
 
     def get(self, parameter: Parameter, default: Any = None) -> Any:
         """The dict of a parameter that has one, else the default."""
@@ -126,6 +127,14 @@ class StateView(MutableMapping[Parameter, MutableMapping[str, Any]]):
             entry = dict(self[parameter])
             del self[parameter]
             return entry
+
+    def popitem(self) -> tuple[Parameter, dict[str, Any]]:
+        """Takes out the dict of the parameter that came last."""
+        with self._holder._lock:
+            if not len(self):
+                raise KeyError("popitem(): no parameter has state")
+            parameter = list(self)[-1]
+            return parameter, self.pop(parameter)
 
     def setdefault(self, parameter: Parameter, default: Any = None) -> ParameterState:
         """The dict of a parameter; this one, if it has none."""
@@ -157,7 +166,10 @@ class StateView(MutableMapping[Parameter, MutableMapping[str, Any]]):
     def items(self) -> ItemsView[Parameter, MutableMapping[str, Any]]:
         """Parameters and their dicts, all of one moment."""
         with VALUES.lock:
-            found: dict[Parameter, MutableMapping[str, Any]] = {p: self[p] for p in self}
+            entries = self._holder._entries().items()
+            found: dict[Parameter, MutableMapping[str, Any]] = {
+                p: ParameterState(self._holder, p, entry) for p, entry in entries
+            }
             return found.items()
 
     def values(self) -> ValuesView[MutableMapping[str, Any]]:
