@@ -200,6 +200,8 @@ class Optimizer:
         return hooks.around_step(self, type(self)._step, before, after, (self, *args), kwargs)
 
     def _step(self, closure: Any = None) -> Any:
+        if isinstance(self._memory, OwnMemory):
+            unknown("step")
         self._check_not_lent()
         # A tree may be callable too (a module): a closure is what is no tree.
         is_closure = callable(closure) and jax.tree_util.all_leaves([closure])

@@ -52,7 +52,7 @@ def test_nothing_is_logged_unless_asked(caplog: pytest.LogCaptureFixture) -> Non
 
 
 def test_nothing_is_logged_when_nothing_compiles(caplog: pytest.LogCaptureFixture) -> None:
-    opt = warm("Adam")
+    opt = warm("Adam", weight_decay=0.2)
 
     def steps() -> None:
         for change in {"lr": 0.5}, {"lr": 1}, {"betas": (0.5, 0.6)}, {"weight_decay": 0.1}:
@@ -61,6 +61,14 @@ def test_nothing_is_logged_when_nothing_compiles(caplog: pytest.LogCaptureFixtur
 
     assert logged(caplog, steps) == []
     assert opt.compile_count == 1
+
+
+def test_weight_decay_that_was_not_there(caplog: pytest.LogCaptureFixture) -> None:
+    opt = warm("Adam")
+    opt.param_groups[0]["weight_decay"] = 0.1
+    assert logged(caplog, lambda: step(opt)) == [
+        "Adam: compiled a step because of param_groups[0]['weight_decay']: 0 -> a number"
+    ]
 
 
 def test_a_flag(caplog: pytest.LogCaptureFixture) -> None:

@@ -159,7 +159,7 @@ def test_gradients_are_neither_read_nor_written() -> None:
 def test_hyperparameters_are_live_and_compile_nothing() -> None:
     (width,) = new_shape()
     model = build_model(width)
-    opt = optim.Adam(groups_of(model), lr=0.1)
+    opt = optim.Adam(groups_of(model), lr=0.1, weight_decay=0.2)
     train_step = opt.make_step(loss_fn, model)
     x = batch()
     with compilations() as compiled:

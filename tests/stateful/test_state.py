@@ -6,6 +6,7 @@ import collections
 import copy
 import gc
 import pickle
+import threading
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 
 import functorch_optim as fo
 import functorch_optim.stateful as optim
+from functorch_optim.stateful.memory.cell import VALUES
 from tests.stateful.test_interrupts import instructions, interrupted_at
 from tests.support.stateful import (
     all_parameters,
@@ -216,6 +218,19 @@ def test_a_parameter_of_no_group_is_refused() -> None:
     assert opt.state.pop(stranger, 7) == 7
     with pytest.raises(KeyError):
         opt.state.pop(stranger)
+
+
+def test_single_entries_are_taken_out_as_of_a_dict() -> None:
+    opt = adam()
+    p, q = all_parameters(opt)
+    assert opt.state[p].popitem()[0] == "exp_avg_sq"
+    assert opt.state[p].pop("exp_avg").shape == (3,)
+    assert opt.state[p].pop("exp_avg", 5) == 5
+    assert list(opt.state[p]) == ["step"]
+    assert opt.state.popitem()[0] is q
+    assert opt.state.popitem() == (p, {"step": 2.0})
+    with pytest.raises(KeyError):
+        opt.state.popitem()
 
 
 def test_setdefault_is_a_dicts() -> None:
@@ -554,7 +569,11 @@ def forget_all(opt: optim.Optimizer) -> None:
 
 @pytest.mark.parametrize("change", [write_two, forget_all])
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_an_interrupt_leaves_the_state_as_before_or_as_after(change: Any) -> None:
+def test_an_interrupt_leaves_the_state_as_before_or_as_after(
+    change: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Python itself never lets go of a lock that is interrupted while it leaves a `with`.
+    monkeypatch.setattr(VALUES, "lock", threading.RLock())
     opt = adam()
     saved = opt.state_dict()
     before = progress(opt)

@@ -398,11 +398,10 @@ def _packed(
             new = {key: _following(factory.rule, s) for key, s in rows.items()}
             following += [new[key] for key in keys]
         chosen = list(rows.values()) if len(rows) == 1 else [rows[key] for key in keys]
+        formats.append(RowFormat(jax.tree.structure(chosen[0]), len(rows) > 1, not on_host))
         if on_host:
-            formats.append(RowFormat(jax.tree.structure(chosen[0]), len(rows) > 1))
             vector += jax.tree.leaves(chosen)
         else:
-            formats.append(RowFormat(None, len(rows) > 1))
             device.append(tuple(chosen))
     host = np.asarray(vector, float_dtype())
     return tuple(formats), PackedNumbers(host, tuple(device)), following

@@ -31,12 +31,14 @@ class RowFormat(NamedTuple):
     """How a group's numbers lie in the program's inputs. Hashable: it selects the program.
 
     Attributes:
-      structure: the structure of one row of numbers, or `None` if they come from the device.
+      structure: the structure of one row of numbers.
       per_parameter: one row for each parameter, because their steps differ; else one for all.
+      on_device: they come from the device, not in the vector.
     """
 
-    structure: jax.tree_util.PyTreeDef | None
+    structure: jax.tree_util.PyTreeDef
     per_parameter: bool
+    on_device: bool
 
 
 class PackedNumbers(NamedTuple):
@@ -53,7 +55,7 @@ def unpacked(
     start = 0
     device = iter(numbers.device)
     for row_format, size in zip(formats, sizes, strict=True):
-        if row_format.structure is None:
+        if row_format.on_device:
             rows = list(next(device))
         else:
             rows = []

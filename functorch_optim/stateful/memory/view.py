@@ -43,8 +43,8 @@ class ParameterState(dict[str, Any]):
 
     __slots__ = ("_holder", "_parameter")
 
-    def __init__(self, holder: Holder, parameter: Parameter):
-        super().__init__(holder._entries().get(parameter, {}))
+    def __init__(self, holder: Holder, parameter: Parameter, shown: Entry):
+        super().__init__(shown)
         self._holder = holder
         self._parameter = parameter
 
@@ -111,7 +111,8 @@ class StateView(MutableMapping[Parameter, MutableMapping[str, Any]]):
         self._holder = holder
 
     def __getitem__(self, parameter: Parameter) -> ParameterState:
-        return ParameterState(self._holder, parameter)
+        shown = self._holder._entries().get(parameter, {})
+        return ParameterState(self._holder, parameter, shown)
 
     def get(self, parameter: Parameter, default: Any = None) -> Any:
         """The dict of a parameter that has one, else the default."""
@@ -136,6 +137,14 @@ class StateView(MutableMapping[Parameter, MutableMapping[str, Any]]):
         entry = dict(self[parameter])
         del self[parameter]
         return entry
+
+    @_in_turn
+    def popitem(self) -> tuple[Parameter, dict[str, Any]]:
+        """Takes out the dict of the parameter that came last."""
+        if not len(self):
+            raise KeyError("popitem(): no parameter has state")
+        parameter = list(self)[-1]
+        return parameter, self.pop(parameter)
 
     @_in_turn
     def setdefault(self, parameter: Parameter, default: Any = None) -> ParameterState:
@@ -167,7 +176,10 @@ class StateView(MutableMapping[Parameter, MutableMapping[str, Any]]):
     @at_one_moment
     def items(self) -> ItemsView[Parameter, MutableMapping[str, Any]]:
         """Parameters and their dicts, all of one moment."""
-        found: dict[Parameter, MutableMapping[str, Any]] = {p: self[p] for p in self}
+        entries = self._holder._entries().items()
+        found: dict[Parameter, MutableMapping[str, Any]] = {
+            p: ParameterState(self._holder, p, entry) for p, entry in entries
+        }
         return found.items()
 
     def values(self) -> ValuesView[MutableMapping[str, Any]]:

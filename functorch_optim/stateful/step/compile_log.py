@@ -28,7 +28,8 @@ def described(
     for index, options, parameters in groups:
         for key, value in options.items():
             if key in arguments:
-                found[f"param_groups[{index}][{key!r}]"] = _abstract(value)
+                nothing = key == "weight_decay" and is_number(value) and value == 0
+                found[f"param_groups[{index}][{key!r}]"] = 0 if nothing else _abstract(value)
         for position, p in enumerate(parameters):
             name = p.name or f"param_groups[{index}]['params'][{position}]"
             found[f"parameter {name}"] = _abstract(p._data)
