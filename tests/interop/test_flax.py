@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -173,9 +174,8 @@ def assert_serializes(tx: Any, **extra: Any) -> None:
     by_bytes = serialization.from_bytes(fresh, serialization.to_bytes(state))
     for restored in by_dict, by_bytes:
         assert jax.tree.structure(restored) == jax.tree.structure(state)
-        for x, y in zip(jax.tree.leaves(restored), jax.tree.leaves(state), strict=True):
-            assert x.dtype == y.dtype
-            np.testing.assert_array_equal(x, y)
+        chex.assert_trees_all_equal_dtypes(restored, state)
+        chex.assert_trees_all_equal(restored, state)
         tx.update(at(grads, 0), restored, params, **extra)
 
 

@@ -6,6 +6,7 @@ import re
 from collections import OrderedDict
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -49,8 +50,7 @@ def test_a_tree_of_arrays_is_optimized_and_given_back(build: Any) -> None:
     grads = jax.tree.map(lambda x: jnp.full(x.shape, 2.0), tree)
     opt.step(grads)
     wanted = jax.tree.map(lambda x: x - 1.0, tree)
-    for own, value in zip(jax.tree.leaves(opt.params), jax.tree.leaves(wanted), strict=True):
-        np.testing.assert_allclose(own, value, rtol=1e-6)
+    chex.assert_trees_all_close(opt.params, wanted, rtol=1e-6)
 
 
 def test_a_tree_of_parameters_is_optimized_in_place() -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -388,7 +389,7 @@ def test_signals_lose_nothing() -> None:
                 interrupts += 1
             steps = {int(entry["step"]) for entry in opt.state_dict()["state"].values()}
             assert len(steps) == 1
-            assert all(np.isfinite(np.asarray(x)).all() for x in opt.params)
+            chex.assert_tree_all_finite(opt.params)
     assert interrupts > 100  # Python ignores one that hits the callback of a weak reference
     train_step()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import chex
 import jax
 import jax.export
 import jax.numpy as jnp
@@ -60,7 +61,7 @@ class TestMasterWeights:
             assert {x.dtype.name for x in jax.tree.leaves(updates)} == {"float32"}
             assert_trees_close(state.master, wide, 1e-6)
             want = jax.tree.map(lambda x: x.astype(dtype), state.master)
-            jax.tree.map(np.testing.assert_array_equal, p, want)
+            chex.assert_trees_all_equal(p, want)
         assert_trees_close(state.inner_state, wide_state, 1e-5)
         assert types(state) == types(jitted.init(params))
 
