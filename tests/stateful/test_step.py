@@ -310,3 +310,15 @@ def test_adam_refuses_a_sparse_gradient_in_torchs_words() -> None:
     with pytest.raises(RuntimeError, match=words):
         opt.step()
     assert exactly([p.data, q.data, opt.state_dict()]) == before
+
+
+@pytest.mark.parametrize("name", ["SGD", "RMSprop", "Adam", "Adagrad"])
+def test_an_infinite_value_stays_one_where_there_is_no_weight_decay(name: str) -> None:
+    """0 times infinity would be no number."""
+    p = optim.Parameter(jnp.array([jnp.inf, 1.0]))
+    opt = getattr(optim, name)([p], lr=0.1)
+    for _ in range(2):
+        p.grad = jnp.array([0.5, 0.5])
+        opt.step()
+    assert float(p.data[0]) == np.inf
+    assert float(p.data[1]) < 1
