@@ -15,7 +15,7 @@ from functorch_optim.averages import weights
 from functorch_optim.averages.weights import AverageState, WeightAverage
 from functorch_optim.core import trees
 from functorch_optim.core.counting import LAST
-from functorch_optim.stateful.memory.cell import Changes
+from functorch_optim.stateful.memory.cell import VALUES, Changes, alone
 from functorch_optim.stateful.model import parameters, values
 from functorch_optim.stateful.parameter import Parameter
 
@@ -68,6 +68,7 @@ class AveragedModel:
         self.multi_avg_fn = multi_avg_fn
         self.use_buffers = use_buffers
         self.n_averaged = 0
+        self._last_kind: Any = None
         _ = self._average  # raises for what is no function
         if not any(isinstance(x, Parameter) for x in jax.tree.leaves(model)):
             model = parameters(model)
@@ -116,20 +117,46 @@ class AveragedModel:
             for x, y in zip(own, given, strict=True)
             if isinstance(x, Parameter)
         }
-        averages, buffers = _updated(
-            self._average,
-            self.use_buffers,
-            [p.data for p in current],
-            list(current.values()),
-            [jnp.asarray(own[i]) for i in places],
-            [_placed_like(own[i], given[i]) for i in places],
-            np.int32(min(self.n_averaged, LAST)),
-        )
-        changes = Changes()
-        changes.put([p._cell for p in current], averages)
-        module = filled(self.module, buffers) if buffers else self.module
-        changes.update(self.__dict__, {"module": module, "n_averaged": self.n_averaged + 1})
-        changes.make()
+        buffers = [jnp.asarray(own[i]) for i in places]
+        new_buffers = [_placed_like(own[i], given[i]) for i in places]
+        kind = [(x.aval, x.sharding) for x in (*current.values(), *buffers, *new_buffers)]
+        if kind != self._last_kind:  # it may compile
+            self._take_in(current, buffers, new_buffers, kind, copies=True)
+        else:
+            alone(VALUES, self._take_in, current, buffers, new_buffers, kind, copies=False)
+
+    def _take_in(
+        self,
+        current: Mapping[Parameter, jax.Array],
+        buffers: Sequence[jax.Array],
+        new_buffers: Sequence[jax.Array],
+        kind: Any,
+        copies: bool,
+    ) -> None:
+        """The next averages, in the memory of those before them, as a step does (step/run.py)."""
+        cells, before = [p._cell for p in current], self.n_averaged
+        averages = [cell.release(copies) for cell in cells]
+        inputs = averages, list(current.values()), buffers, new_buffers
+        count = np.int32(min(before, LAST))
+        done: list[Any] = []
+
+        def keep() -> None:
+            ((new, new_module_buffers),) = done
+            module = filled(self.module, new_module_buffers) if buffers else self.module
+            changes = Changes()
+            changes.put(cells, new)
+            own = {"module": module, "n_averaged": before + 1, "_last_kind": kind}
+            changes.update(self.__dict__, own)
+            changes.make()
+
+        chosen = self._average, self.use_buffers
+        try:
+            done.extend(map(_updated, *[(x,) for x in (*chosen, *inputs, count)]))
+            keep()
+        except BaseException:
+            if done:  # an interrupt
+                keep()
+            raise
 
     def set_buffers(self, buffers: Sequence[jax.Array]) -> None:
         """Puts in all buffers, in the order of the tree: `module` is a new tree then."""
@@ -196,7 +223,8 @@ class AveragedModel:
 
     def __getstate__(self) -> dict[str, Any]:
         # The pair consists of closures, which cannot be pickled; it is made anew when needed.
-        return {name: value for name, value in self.__dict__.items() if name != "_average"}
+        left_out = {"_average": None, "_last_kind": None}
+        return {n: x for n, x in self.__dict__.items() if n not in left_out} | {"_last_kind": None}
 
 
 def parts(model: Model) -> tuple[list[Any], jax.tree_util.PyTreeDef, list[int]]:
@@ -233,7 +261,7 @@ def _fits(saved: np.dtype, wanted: np.dtype) -> bool:
     return of[0] <= of[1]
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
 def _updated(
     average: WeightAverage,
     use_buffers: bool,

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from functorch_optim.core.trees import is_array
 from functorch_optim.core.updating import add
 from functorch_optim.stateful.memory.cell import Changes, reading
-from functorch_optim.stateful.model import Skeleton, arrays, check_loss, if_plain, split
+from functorch_optim.stateful.model import Skeleton, arrays, check_loss, if_plain, split, values
+from functorch_optim.stateful.parameter import Parameter
 from functorch_optim.stateful.program_cache import ProgramCache
 
 
@@ -46,6 +47,8 @@ def backward(
       steepest ascent, the conjugate of what `jax.grad` returns.
     """
     check_loss("backward", loss_fn)
+    if any(isinstance(x, Parameter) for x in jax.tree.leaves(args)):  # a batch may hold some
+        args = values(args)
     skeleton, trained, constant = split(model)
     if not trained:
         raise ValueError(

@@ -16,6 +16,9 @@ from functorch_optim.stateful.memory.cell import OUTSIDE, READ, Cell, Changes
 # Attributes of an array that give other arrays over its memory, which no reference count shows.
 _SHARE_MEMORY = {"addressable_data", "addressable_shards", "clone", "global_shards", "to_device"}
 
+# What says something of an array, and gives nothing of it away.
+_SAID = {"aval", "committed", "device", "devices", "is_fully_addressable", "nbytes", "sharding"}
+
 if TYPE_CHECKING:
     # It may stand where an array is expected. Its `__jax_array__` says so to jax, and nothing but
     # this to a type checker: jax has no type for what has that method.
@@ -186,7 +189,9 @@ class Parameter(ArrayOperators, AnArray):  # type: ignore[misc]  # Any, on purpo
 
     def __getattr__(self, name: str) -> Any:
         """What else an array has: `p.T`, `p.sum()`, `p.at[0].set(1)`, `p.sharding`."""
-        if not name.startswith("_"):
+        if not name.startswith("_") and hasattr(type(self._cell.array), name):
+            if name in _SAID:
+                return getattr(self._cell.array, name)
             array = self._cell.read(OUTSIDE if name in _SHARE_MEMORY else READ)
             with contextlib.suppress(AttributeError):
                 return getattr(array, name)

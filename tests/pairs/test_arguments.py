@@ -55,7 +55,10 @@ over_counts = pytest.mark.parametrize(("factory", "name", "place"), arguments(in
 def test_what_is_no_number_is_refused(factory: Any, name: str, place: int | None) -> None:
     where = name if place is None else rf"{name}\[{place}\]"
     for value in (*NO_KIND, [0.1]):
-        with pytest.raises(TypeError, match=f"^{where} should be a number, an array or a schedule"):
+        # A tree in the first place is taken for parameters: the error says what a pair takes.
+        tree = f"takes no parameters, but its first argument, {where}, is of type"
+        words = f"^{where} should be a number, an array or a schedule|{tree}"
+        with pytest.raises(TypeError, match=words):
             build(factory, name, place, value)
 
 

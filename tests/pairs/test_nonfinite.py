@@ -25,6 +25,7 @@ SPOILED = {
     "lamb": ALL,  # a norm of the leaf spoils all of it
     "lars": ALL,
     "muon": ALL,
+    "prodigy": ALL,  # the estimate of the step size is that of all
     "rprop": set(),
     "lion": {0},  # the sign of infinity is finite
     "adopt": {0},  # which clips
