@@ -82,7 +82,7 @@ def run(
       RuntimeError: an error on the device, which has the parameters: they are lost.
     """
     step = memory.prepare(groups)
-    kind = call.program, step.plan, call.selects, [_kind(x) for x in call.inputs]
+    kind = call.program, step.plan, call.selects, _kinds(call.inputs)
     if kind != last:
         return _made(memory, groups, call, step, kind, after, copies=True)
     # Readers on other threads wait for a moment.
@@ -147,8 +147,15 @@ def _released(groups: Sequence[ActiveGroup], step: NextStep, copies: bool) -> tu
     return values, step.release(copies)
 
 
+def _kinds(inputs: Sequence[Any]) -> list[Any]:
+    """What of each input selects how JAX runs a program."""
+    try:
+        return list(map(_abstract, inputs))
+    except AttributeError:  # not all of them are jax arrays
+        return [_kind(x) for x in inputs]
+
+
 def _kind(x: Any) -> Any:
-    """What of an input selects how JAX runs a program."""
     if isinstance(x, jax.Array):
         return x.aval if isinstance(x, jax.core.Tracer) else _abstract(x)
     return (type(x), x.shape, x.dtype) if isinstance(x, np.ndarray | np.generic) else type(x)
