@@ -351,6 +351,18 @@ class Optimizer:
     def _packed(self) -> dict[str, Any]:
         return torch_layout.packed(self.param_groups, self._entries(), self._unmatched)
 
+    @overload
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], match: str = "position", strict: Literal[True] = True
+    ) -> None: ...
+    @overload
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], match: str = "position", *, strict: Literal[False]
+    ) -> torch_layout.LoadReport: ...
+    @overload
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], match: str = "position", strict: bool = True
+    ) -> torch_layout.LoadReport | None: ...
     def load_state_dict(
         self, state_dict: Mapping[str, Any], match: str = "position", strict: bool = True
     ) -> torch_layout.LoadReport | None:
