@@ -119,12 +119,11 @@ def test_a_class_describes_its_arguments_as_the_factory_does(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(CLASSES))
 def test_help_of_a_class_begins_with_its_signature(name: str) -> None:
+    """Long ones stand on one line in Python 3.11, on a line for each argument in 3.13."""
     shown = pydoc.render_doc(CLASSES[name], renderer=pydoc.plaintext)
-    start = (
-        rf"class {name}\(.*Optimizer\)\n \|  {name}\(params: 'Any', lr: 'Hyperparameter' = [\d.]+"
-    )
-    assert re.search(start, shown)
-    assert re.search(r"__init__\(self, params: 'Any', lr: 'Hyperparameter' = [\d.]+", shown)
+    arguments = r"params: 'Any',\W+lr: 'Hyperparameter' = [\d.]+"
+    assert re.search(rf"class {name}\(.*Optimizer\)\n \|  {name}\(\W*{arguments}", shown)
+    assert re.search(rf"__init__\(\W*self,\W+{arguments}", shown)
 
 
 @pytest.mark.parametrize("name", OF_RULES)

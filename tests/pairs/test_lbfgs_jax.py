@@ -184,11 +184,15 @@ def test_eval_shape_and_init_of_shapes() -> None:
 
 
 def test_exported_for_every_platform() -> None:
-    step = jax.jit(with_numbers)
-    exported = jax.export.export(step, platforms=["cpu", "cuda", "tpu"])(arrays(), START, fresh())
-    assert exported.platforms == ("cpu", "cuda", "tpu")
-    params, _ = exported.call(arrays(), START, fresh())
-    assert_trees_close(params, run(1)[0], 1e-5)
+    """In float64, where what another compilation rounds otherwise does not steer the search."""
+    with jax.enable_x64(True):
+        start = jax.tree.map(lambda x: np.asarray(x, np.float64), START)
+        step = jax.jit(with_numbers)
+        platforms = ["cpu", "cuda", "tpu"]
+        exported = jax.export.export(step, platforms=platforms)(arrays(), start, fresh(start))
+        assert exported.platforms == tuple(platforms)
+        params, _ = exported.call(arrays(), start, fresh(start))
+        assert_trees_close(params, run(1, start)[0], 1e-10)
 
 
 @pytest.mark.parametrize("search", [None, WOLFE])
