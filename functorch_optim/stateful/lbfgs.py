@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, Literal, overload
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,7 @@ class LBFGS(Optimizer):
 
     `step(loss_fn, model, batch)` is the same step as ONE compiled program, like that of
     `make_step(loss_fn, model)`. Both return the loss before the step, and make the same
-    iterations.
+    iterations. All parameters take part; those that the model lacks stay where they are.
 
     Args:
       params: parameters, of one group.
@@ -146,73 +146,11 @@ class LBFGS(Optimizer):
                 changes.make()
             raise
 
-    @overload
-    def make_step(
-        self,
-        loss_fn: Callable[..., Any],
-        model: Any,
-        has_aux: Literal[False] = False,
-        accumulate: int = 1,
-        clip_norm: float | None = None,
-        scaler: GradScaler | None = None,
-    ) -> Callable[..., jax.Array]: ...
-    @overload
-    def make_step(
-        self,
-        loss_fn: Callable[..., Any],
-        model: Any,
-        has_aux: Literal[True],
-        accumulate: int = 1,
-        clip_norm: float | None = None,
-        scaler: GradScaler | None = None,
-    ) -> Callable[..., tuple[jax.Array, Any]]: ...
-    @overload
-    def make_step(
-        self,
-        loss_fn: Callable[..., Any],
-        model: Any,
-        has_aux: bool,
-        accumulate: int = 1,
-        clip_norm: float | None = None,
-        scaler: GradScaler | None = None,
-    ) -> Callable[..., Any]: ...
-    def make_step(
-        self,
-        loss_fn: Callable[..., Any],
-        model: Any,
-        has_aux: bool = False,
-        accumulate: int = 1,
-        clip_norm: float | None = None,
-        scaler: GradScaler | None = None,
-    ) -> Callable[..., Any]:
-        """A step as ONE compiled program: every evaluation of the function, and the search.
-
-        All parameters of the optimizer take part; those that the model lacks stay where they are.
-
-        Args:
-          loss_fn: `loss_fn(params, *args) -> loss`, where params is the model's plain tree.
-          model: a tree with Parameters. Those that this optimizer holds and that require a
-            gradient are trained; all else is constant.
-          has_aux: loss_fn returns `(loss, aux)`.
-          accumulate: average loss and gradients over so many micro-batches, stacked along the
-            first axis of every array in args; auxiliary outputs come back stacked.
-          clip_norm: not for L-BFGS, whose line search needs the gradients of the function.
-          scaler: not for L-BFGS, as in torch: its step has many evaluations.
-
-        Returns:
-          `train_step(*args)`: updates the parameters and returns the loss (or `(loss, aux)`) before
-          the step, without waiting for it.
-
-        Raises:
-          ValueError: clip_norm or scaler is given, or accumulate is not a positive integer; from
-            `train_step`, no Parameter of the model is held by this optimizer. AssertionError: from
-            `train_step`, a group was added.
-        """
+    def _check_options(self, clip_norm: float | None, scaler: GradScaler | None) -> None:
         if clip_norm is not None:
             raise ValueError("LBFGS: clipped gradients are not those of the function it minimizes")
         if scaler is not None:
             raise ValueError("LBFGS: a step of many evaluations takes no GradScaler")
-        return super().make_step(loss_fn, model, has_aux, accumulate)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_stop_on_nan": self._stop_on_nan}

@@ -274,9 +274,11 @@ class Optimizer:
           has_aux: loss_fn returns `(loss, aux)`.
           accumulate: average loss and gradients over so many micro-batches, stacked along the
             first axis of every array in args; auxiliary outputs come back stacked.
-          clip_norm: clip the gradients to this global norm before the update.
+          clip_norm: clip the gradients to this global norm before the update. Not for L-BFGS,
+            whose line search needs the gradients of the function.
           scaler: a `GradScaler`, whose `scale`, `unscale_`, `step` and `update` are then a part of
-            the step. Each call waits for the device, to know whether the step was skipped.
+            the step. Each call waits for the device, to know whether the step was skipped. Not for
+            L-BFGS, as in torch: its step has many evaluations.
 
         Returns:
           `train_step(*args)`: updates the parameters and returns the loss (or `(loss, aux)`)
@@ -284,9 +286,12 @@ class Optimizer:
           every call. `.grad` is neither read nor written, and step hooks do not run.
 
         Raises:
-          ValueError: accumulate is not a positive integer; from `train_step`: no Parameter of the
-            model is held by this optimizer, or the micro-batches are not stacked.
+          ValueError: accumulate is not a positive integer, L-BFGS is given clip_norm or scaler;
+            from `train_step`: no Parameter of the model is held by this optimizer, or the
+            micro-batches are not stacked. AssertionError: from `train_step` of L-BFGS, a group was
+            added.
         """
+        self._check_options(clip_norm, scaler)
         if isinstance(self._memory, OwnMemory):
             unknown("make_step")
         check_loss("make_step", loss_fn)
@@ -337,6 +342,9 @@ class Optimizer:
             return (loss, aux) if has_aux else loss
 
         return train_step
+
+    def _check_options(self, clip_norm: float | None, scaler: GradScaler | None) -> None:
+        """Raises for an option of `make_step` that the algorithm cannot have: here, for none."""
 
     def state_dict(self) -> dict[str, Any]:
         """torch's layout: `{"state": {id: {...}}, "param_groups": [...]}`.
