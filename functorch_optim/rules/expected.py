@@ -5,13 +5,12 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from functorch_optim.core import trees
 from functorch_optim.core.arithmetic import is_number
-from functorch_optim.rules.leaf import init_leaf
+from functorch_optim.rules.leaf import abstract_buffers
 from functorch_optim.rules.rule import Buffers, Rule
 
 
@@ -70,14 +69,13 @@ class ExpectedState:
             name: 1.0 if is_number(value) and not isinstance(value, bool) and value == 0 else value
             for name, value in vars(h).items()
         }
-        like = jax.ShapeDtypeStruct(np.shape(p), jnp.result_type(p))
-        return jax.eval_shape(lambda x: init_leaf(self._rule, x, SimpleNamespace(**changed)), like)
+        h = SimpleNamespace(**changed)
+        return abstract_buffers(self._rule, h, np.shape(p), jnp.result_type(p))
 
     def _of(self, h: SimpleNamespace, p: Any) -> Buffers:
         key = np.shape(p), jnp.result_type(p)
         if key not in self._known:
-            like = jax.ShapeDtypeStruct(*key)
-            self._known[key] = jax.eval_shape(lambda x: init_leaf(self._rule, x, h), like)
+            self._known[key] = abstract_buffers(self._rule, h, *key)
         return self._known[key]
 
 

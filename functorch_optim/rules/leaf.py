@@ -34,6 +34,11 @@ def init_leaf(rule: Rule, p: Any, h: SimpleNamespace) -> Buffers:
     return tuple(map(kept, rule.init(real, h)))
 
 
+def abstract_buffers(rule: Rule, h: SimpleNamespace, shape: tuple[int, ...], dtype: Any) -> Buffers:
+    """What `init_leaf` gives for a leaf of this shape and dtype, as abstract arrays."""
+    return jax.eval_shape(lambda p: init_leaf(rule, p, h), jax.ShapeDtypeStruct(shape, dtype))
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def step_leaf(
     leaf: Leaf, g: Any, p: Any, buffers: Buffers, s: StepNumbers

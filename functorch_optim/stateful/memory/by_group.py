@@ -21,6 +21,7 @@ from functorch_optim.stateful.memory import hyperparameters
 from functorch_optim.stateful.memory.cell import NOBODY, OUTSIDE, CellTree, Changes, at_one_moment
 from functorch_optim.stateful.memory.cohorts import Cohort, Members, pair_of, states_of
 from functorch_optim.stateful.memory.protocol import ActiveGroup, Evaluate, Grouped, NextStep
+from functorch_optim.stateful.memory.torch_layout import present
 from functorch_optim.stateful.parameter import Parameter
 
 # A group's parameters, and the state of its pair over a `Members` of them.
@@ -288,7 +289,7 @@ class GroupMemory:
         first_key, first = next(iter(entries.values()))
 
         def fitting(key: Any, entry: Any, name: str, wanted: Any) -> Any:
-            value = _entry(entry, name, key)
+            value = present(entry, name, key)
             return value if id(value) in kept else _fitting(value, wanted, name, key)
 
         values = []
@@ -379,12 +380,6 @@ def _named(state: Any) -> tuple[list[tuple[str, Any]], jax.tree_util.PyTreeDef]:
         state, is_leaf=lambda x: isinstance(x, Members)
     )
     return [(trees.dotted(path), value) for path, value in flat], treedef
-
-
-def _entry(entry: Any, name: str, key: Any) -> Any:
-    if name not in entry:
-        raise ValueError(f"state of parameter {key} lacks {name!r}; it has {[*entry]}")
-    return entry[name]
 
 
 def _fitting(value: Any, wanted: Any, name: str, key: Any) -> Any:

@@ -24,6 +24,7 @@ from functorch_optim.rules.numbers import hyperparameters_at
 from functorch_optim.stateful.memory import hyperparameters
 from functorch_optim.stateful.memory.cell import NOBODY, OUTSIDE, CellTree, Changes, at_one_moment
 from functorch_optim.stateful.memory.protocol import ActiveGroup, Evaluate, Grouped, NextStep
+from functorch_optim.stateful.memory.torch_layout import present
 from functorch_optim.stateful.parameter import Parameter
 
 # A group's entries, with torch's defaults.
@@ -305,9 +306,7 @@ def from_torch(entry: Mapping[str, Any], fresh: LBFGSState, key: Any) -> LBFGSSt
         return jnp.array(array.reshape(like.shape), like.dtype)
 
     def of(name: str) -> Any:
-        if name not in entry:
-            raise ValueError(f"state of parameter {key} lacks {name!r}; it has {[*entry]}")
-        return entry[name]
+        return present(entry, name, key)
 
     counts = {name: fitting(name, of(name), fresh.n_iter) for name in ("func_evals", "n_iter")}
     state = fresh._replace(**counts)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from functorch_optim.core.arithmetic import float32
-from functorch_optim.rules.leaf import init_leaf
+from functorch_optim.rules.leaf import abstract_buffers, init_leaf
 from functorch_optim.rules.rule import Rule
 from functorch_optim.stateful.memory.cell import NOBODY, OUTSIDE, Cell, at_one_moment
 from functorch_optim.stateful.parameter import Parameter
@@ -75,9 +75,7 @@ def needs_of(rule: Rule, h: SimpleNamespace) -> Needs:
 
     @functools.cache
     def needs(shape: tuple[int, ...], dtype: Any) -> dict[str, jax.ShapeDtypeStruct]:
-        like = jax.ShapeDtypeStruct(shape, dtype)
-        buffers = jax.eval_shape(lambda x: init_leaf(rule, x, h), like)
-        named = zip(rule.buffers, buffers, strict=True)
+        named = zip(rule.buffers, abstract_buffers(rule, h, shape, dtype), strict=True)
         return {name: buffer for name, buffer in named if buffer is not None}
 
     return needs

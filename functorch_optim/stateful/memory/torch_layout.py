@@ -84,6 +84,13 @@ def packed(
     }
 
 
+def present(entry: Mapping[str, Any], name: str, key: Any) -> Any:
+    """What a parameter's dict, which has this key, holds under a name; ValueError if nothing."""
+    if name not in entry:
+        raise ValueError(f"state of parameter {key} lacks {name!r}; it has {[*entry]}")
+    return entry[name]
+
+
 def matched(
     state_dict: Mapping[str, Any],
     groups: Sequence[Group],
