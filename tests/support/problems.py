@@ -73,3 +73,12 @@ def assert_trees_close(actual: Tree, wanted: Tree, rtol: float) -> None:
 def types(tree: Tree) -> Tree:
     """What a loop must not change: structure, shapes, dtypes, weak types."""
     return jax.tree.map(lambda x: (x.shape, x.dtype, x.weak_type), tree)
+
+
+def draw(*shape: int, seed: int = 0, dtype: Any = "float64") -> np.ndarray:
+    """Fixed normal numbers; complex ones for a complex dtype."""
+    random = np.random.RandomState(seed)
+    x = random.standard_normal(shape)
+    if np.issubdtype(dtype, np.complexfloating):
+        x = x + 1j * random.standard_normal(shape)
+    return np.asarray(x).astype(dtype)

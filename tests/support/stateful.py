@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import functorch_optim.stateful as optim
+from tests.support.problems import draw
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
 
@@ -42,11 +43,7 @@ def new_shape() -> tuple[int]:
 
 def numbers(seed: int, shape: Sequence[int] = (3,), dtype: Any = np.float32) -> np.ndarray:
     """Fixed normal numbers; complex ones for a complex dtype."""
-    random = np.random.RandomState(seed)
-    real = random.standard_normal(tuple(shape))
-    if np.issubdtype(dtype, np.complexfloating):
-        real = real + 1j * random.standard_normal(tuple(shape))
-    return np.asarray(real).astype(dtype)
+    return draw(*shape, seed=seed, dtype=dtype)
 
 
 def cells(*shapes: Sequence[int], dtype: Any = np.float32) -> list[optim.Parameter]:

@@ -14,16 +14,9 @@ import pytest
 from functorch_optim.core.pair import EmptyState
 from functorch_optim.transforms.adaptive_clipping import adaptive_grad_clip
 from functorch_optim.transforms.clipping import clip_by_leaf_norm, clip_by_value
+from tests.support.problems import draw
 
 KINDS = ("bfloat16", "float16", "float32", "float64", "complex64", "complex128")
-
-
-def draw(*shape: int, seed: int = 0, dtype: str = "float64") -> np.ndarray:
-    random = np.random.RandomState(seed)
-    x = random.standard_normal(shape)
-    if "complex" in dtype:
-        x = x + 1j * random.standard_normal(shape)
-    return np.asarray(x).astype(dtype)
 
 
 def applied(tx: Any, updates: Any, params: Any = None) -> Any:

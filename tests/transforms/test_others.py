@@ -18,17 +18,9 @@ from functorch_optim.transforms.momentum import trace
 from functorch_optim.transforms.noise import AddNoiseState, add_noise
 from functorch_optim.transforms.sign import sign
 from functorch_optim.transforms.trust_ratio import trust_ratio
-from tests.support.problems import at, loop, one_step, problem, types
+from tests.support.problems import at, draw, loop, one_step, problem, types
 
 KINDS = ("bfloat16", "float16", "float32", "float64", "complex64", "complex128")
-
-
-def draw(*shape: int, seed: int = 0, dtype: str = "float64") -> np.ndarray:
-    random = np.random.RandomState(seed)
-    x = random.standard_normal(shape)
-    if "complex" in dtype:
-        x = x + 1j * random.standard_normal(shape)
-    return np.asarray(x).astype(dtype)
 
 
 def applied(tx: Any, updates: Any, params: Any = None) -> Any:
